@@ -1,0 +1,32 @@
+"""Which addresses are meant by a rule: for scrapers who come in, and for exporters connected to.
+
+Only the address of the connection itself counts; no header is believed and no name trusted.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from exporter_proxy.config.schema import Network
+
+Address = IPv4Address | IPv6Address
+
+
+def plain_address(host: str) -> Address:
+    """A socket's address without its zone, IPv4 where it is IPv4-mapped IPv6.
+
+    A dual-stack socket shows an IPv4 peer as ``::ffff:192.0.2.1``; a rule for 192.0.2.0/24
+    means that peer too. Raises ValueError where ``host`` is a name.
+    """
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def is_allowed(address: Address | None, networks: tuple[Network, ...] | None) -> bool:
+    """Whether ``address`` is in one of ``networks``; ``None`` for the list means everyone.
+
+    ``None`` for the address is a unix socket's peer, for whom the socket's mode has decided.
+    """
+    return networks is None or address is None or any(address in network for network in networks)

@@ -1,0 +1,242 @@
+"""The pipeline: every request passes these checks, in this order, top to bottom.
+
+address -> route -> method -> parameters -> deadline -> slot -> exporter -> relay -> record.
+The connection's own limits (header size and time, how many connections) stand before it, in
+``front/``. This order is the security argument; nothing else answers a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from exporter_proxy.access import Address, is_allowed
+from exporter_proxy.front.answers import error_body, error_headers
+from exporter_proxy.front.cycle import ResponseAborted
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.pages import PAGES
+from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.reasons import Denied, Reason, ScrapeError
+from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
+from exporter_proxy.scrape.headers import SCRAPE_TIMEOUT_HEADER, Headers, request_headers
+from exporter_proxy.scrape.relay import relay
+from exporter_proxy.scrape.routing import Route
+from exporter_proxy.upstreams import ScrapeRequest
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class App:
+    """A bare ASGI callable: no framework stands between the connection and the exporter."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request and record what it became, whatever happened."""
+        exchange: Exchange = scope["exchange"]
+        running = self._proxy.running  # read once: a reload meanwhile concerns the next request
+        route: Route | None = None
+        try:
+            check_address(scope["address"], running)
+            route = running.routes.find(exchange.path)
+            if route is None:
+                await self._page(scope, receive, send, running)
+            else:
+                check_route_address(scope["address"], route)
+                check_method(exchange.method)
+                check_params(exchange.query, route)
+                await self._scrape(scope, route, exchange, send)
+        except Denied as denied:
+            route = None
+            await _send_denial(denied, exchange, send)
+        except asyncio.CancelledError:
+            await _interrupted(exchange, send)
+        except ResponseAborted:
+            raise
+        except Exception as error:
+            exchange.reason = Reason.INTERNAL
+            exchange.message = repr(error)
+            await _send_error(
+                ScrapeError(Reason.INTERNAL, "a defect in exporter_proxy; see its log"), exchange, send
+            )
+            raise
+        finally:
+            self._proxy.record(exchange, route)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send, running: Running) -> None:
+        exchange: Exchange = scope["exchange"]
+        path = (
+            scope["path"].removeprefix(running.config.route_prefix)
+            if running.config.route_prefix
+            else scope["path"]
+        )
+        page = PAGES.get(path) if scope["path"].startswith(running.config.route_prefix) else None
+        if page is None:
+            raise Denied(Reason.NOT_FOUND, _paths_text(scope["address"], running))
+        check_method(exchange.method, page.methods)
+        await page.answer(self._proxy, running, scope, receive, _counting(send, exchange))
+
+    async def _scrape(self, scope: Scope, route: Route, exchange: Exchange, send: Send) -> None:
+        """Ask the exporter and relay its answer, all within one deadline."""
+        exporter = route.exporter
+        record = route.record
+        exchange.exporter = exporter.name
+        exchange.backend = route.backend
+        received: list[tuple[bytes, bytes]] = scope["headers"]
+        wanted = parse_scrape_timeout(_header(received, SCRAPE_TIMEOUT_HEADER))
+        timeout = total_timeout_seconds(exporter.timeout_seconds, exporter.timeout_offset_seconds, wanted)
+        exchange.timeout_seconds = timeout
+        deadline = exchange.started + timeout
+        asyncio.get_running_loop()
+        stage = "slot"
+        record.in_flight += 1
+        try:
+            async with asyncio.timeout_at(deadline), route.slots:
+                stage = "connect"
+                headers = route.configured_headers + request_headers(received, route.allowed_headers)
+                if wanted is not None:
+                    headers.append(
+                        (b"X-Prometheus-Scrape-Timeout-Seconds", b"%.3f" % (deadline - time.monotonic()))
+                    )
+                request = ScrapeRequest(
+                    exchange.method, route.url, route.target(exchange.query), headers, exchange
+                )
+                response = await route.transport.handle_async_request(request)
+                exchange.first_byte_seconds = time.monotonic() - exchange.started
+                stage = "body"
+                try:
+                    await relay(response, route, exchange, send)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            await _send_error(_deadline_error(stage, route, exchange, wanted), exchange, send)
+        except ScrapeError as error:
+            await _send_error(error, exchange, send)
+        finally:
+            record.in_flight -= 1
+
+
+def check_address(address: Address | None, running: Running) -> None:
+    """The global list, once more after accept: a reload may have narrowed it since."""
+    if not is_allowed(address, running.config.allow_clients):
+        raise Denied(Reason.FORBIDDEN, f"{address} may not scrape here (allow_clients)")
+
+
+def check_route_address(address: Address | None, route: Route) -> None:
+    """The exporter's own list narrows the global one."""
+    if not is_allowed(address, route.exporter.allow_clients):
+        raise Denied(Reason.FORBIDDEN, f"{address} may not scrape {route.exporter.name} (its allow_clients)")
+
+
+def check_method(method: str, allowed: tuple[str, ...] = ("GET", "HEAD")) -> None:
+    """Only what was asked for safely is passed on: exporters have endpoints that act."""
+    if method not in allowed:
+        allow = ", ".join(allowed)
+        raise Denied(Reason.METHOD, f"{method} is not served here; use {' or '.join(allowed)}", allow=allow)
+
+
+def check_params(query: bytes, route: Route) -> None:
+    """Parameters reach the exporter only where its configuration lets them."""
+    name = route.refused_param(query)
+    if name is not None:
+        allowed = ", ".join(sorted(route.exporter.allow_params or ())) or "none"
+        raise Denied(
+            Reason.PARAM,
+            f"{route.exporter.name}: parameter {name!a} is not allowed; allow_params: {allowed}",
+        )
+
+
+def _paths_text(address: Address | None, running: Running) -> str:
+    """The 404's line: the paths that exist, for this client."""
+    paths = [
+        route.path.decode()
+        for route in running.routes.routes
+        if is_allowed(address, route.exporter.allow_clients)
+    ]
+    shown = " ".join(paths[:20]) + (f" ... ({len(paths)} in all, see /)" if len(paths) > 20 else "")
+    return (
+        f"no such path; there is: {shown}" if paths else "no such path, and no exporter that you may scrape"
+    )
+
+
+def _deadline_error(stage: str, route: Route, exchange: Exchange, wanted: float | None) -> ScrapeError:
+    limit = f"{exchange.timeout_seconds:g} s"
+    origin = f"the scraper waits {wanted:g} s" if wanted is not None else "no scrape timeout header"
+    if route.exporter.timeout_seconds is not None:
+        origin += f", timeout is {route.exporter.timeout_seconds:g} s"
+    if stage == "slot":
+        return ScrapeError(
+            Reason.SATURATED,
+            f"no slot within {limit}: {route.exporter.max_concurrent} scrapes are under way (max_concurrent)",
+        )
+    if exchange.waiting_for_client:
+        return ScrapeError(
+            Reason.CLIENT_SLOW,
+            f"the scraper read {exchange.sent_bytes} bytes and no more within {limit} ({origin})",
+        )
+    what = f"stopped after {exchange.received_bytes} body bytes" if stage == "body" else "did not answer"
+    return ScrapeError(
+        Reason.TIMEOUT, f"{route.backend} {what} within {limit} ({origin}); is it hung or overloaded?"
+    )
+
+
+async def _send_denial(denied: Denied, exchange: Exchange, send: Send) -> None:
+    exchange.reason = denied.reason
+    exchange.message = denied.message
+    body = error_body(denied.message)
+    await _send_all(
+        denied.status, error_headers(denied.reason, len(body), denied.allow), body, exchange, send
+    )
+
+
+async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> None:
+    """Answer a failed scrape, or cut the connection where the answer had begun."""
+    exchange.reason = error.reason
+    exchange.message = error.message
+    if exchange.status:
+        raise ResponseAborted
+    body = error_body(f"{exchange.exporter}: {error.message}")
+    await _send_all(error.status, error_headers(error.reason, len(body)), body, exchange, send)
+
+
+async def _send_all(status: int, headers: Headers, body: bytes, exchange: Exchange, send: Send) -> None:
+    exchange.status = status
+    exchange.sent_bytes = len(body)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _interrupted(exchange: Exchange, send: Send) -> None:
+    """The task was cancelled: the scraper left, or the daemon stops and waits no longer."""
+    if exchange.client_gone:
+        exchange.reason = Reason.CLIENT_GONE
+        exchange.message = "the scraper closed its connection before the answer was complete"
+        exchange.status = 499  # nginx's number; whatever had been sent, nobody read it
+        return
+    await _send_error(
+        ScrapeError(Reason.DRAINING, "exporter_proxy is stopping and shutdown_timeout is over; try again"),
+        exchange,
+        send,
+    )
+
+
+def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    return next((value for key, value in headers if key == name), None)
+
+
+def _counting(send: Send, exchange: Exchange) -> Send:
+    """``send`` for a page, noting status and bytes in the exchange."""
+
+    async def counting(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+        else:
+            exchange.sent_bytes += len(message.get("body", b""))
+        await send(message)
+
+    return counting

@@ -1,0 +1,159 @@
+"""The command line: flags in Prometheus's spelling, and the Go original's beside them.
+
+Exit status 0 is success or a clean stop, 1 a configuration that is bad or an address that
+cannot be bound, 2 a usage error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter_proxy import __version__
+from exporter_proxy.config import (
+    Config,
+    ConfigError,
+    Overrides,
+    config_warnings,
+    load_config,
+    resolve_warnings,
+)
+
+DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
+COMMANDS = ("serve", "check", "scrape")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = _parser()
+    options = parser.parse_args(_normalised(sys.argv[1:] if arguments is None else arguments))
+    try:
+        status: int = options.run(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return status
+
+
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Spell arguments one way: ``serve`` where no command is named, ``--flag`` for Go's ``-flag``."""
+    spelled: list[str] = []
+    for argument in arguments:
+        if len(argument) > 2 and argument[0] == "-" and argument[1] != "-":
+            argument = "-" + argument  # noqa: PLW2901 - the same argument, spelt our way
+        if argument == "--config" or argument.startswith("--config="):
+            argument = argument.replace("--config", "--config.file", 1)  # noqa: PLW2901
+        spelled.append(argument)
+    if not spelled or (spelled[0].startswith("-") and spelled[0] not in ("--version", "--help", "-h")):
+        spelled.insert(0, "serve")
+    return spelled
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="exporter_proxy",
+        description="Every Prometheus exporter of this host behind one port.",
+        epilog="Without a command, serve. Try: exporter_proxy serve --discover",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"exporter_proxy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="serve|check|scrape")
+
+    serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
+    _add_config_file(serve)
+    serve.add_argument(
+        "--discover",
+        action="store_true",
+        help="no config: serve the exporters found on this host, on 127.0.0.1:9099",
+    )
+    serve.add_argument("--web.listen-address", dest="listen", action="append", default=[], metavar="ADDR")
+    serve.add_argument(
+        "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
+    )
+    serve.add_argument(
+        "--web.enable-lifecycle", dest="lifecycle", action="store_true", help="allow POST /-/reload"
+    )
+    serve.add_argument(
+        "--log.level", dest="log_level", default="info", choices=("debug", "info", "warn", "error")
+    )
+    serve.add_argument("--log.format", dest="log_format", default="logfmt", choices=("logfmt", "json"))
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="check the configuration", allow_abbrev=False)
+    _add_config_file(check)
+    check.set_defaults(run=_check)
+
+    scrape = commands.add_parser(
+        "scrape", help="scrape one exporter once, as Prometheus would", allow_abbrev=False
+    )
+    scrape.add_argument("name", help="an exporter of the configuration")
+    _add_config_file(scrape)
+    scrape.set_defaults(run=_scrape)
+    return parser
+
+
+def _add_config_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config.file",
+        dest="config_file",
+        metavar="FILE",
+        help=f"default: {', then '.join(DEFAULT_CONFIG_FILES)}",
+    )
+
+
+def _config_file(options: argparse.Namespace) -> str:
+    if options.config_file is not None:
+        return str(options.config_file)
+    for candidate in DEFAULT_CONFIG_FILES:
+        if Path(candidate).exists():
+            return candidate
+    return DEFAULT_CONFIG_FILES[0]
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from exporter_proxy.daemon import ServeOptions, StartError, run  # noqa: PLC0415 - `check` needs none of it
+
+    overrides = Overrides(listen=tuple(options.listen), route_prefix=options.route_prefix)
+    serve_options = ServeOptions(options.log_level, options.log_format, options.lifecycle)
+    try:
+        if options.discover:
+            from exporter_proxy.discovered import serve_discovered  # noqa: PLC0415
+
+            serve_discovered(overrides, serve_options)
+        else:
+            path = _config_file(options)
+
+            async def load() -> Config:
+                return await asyncio.to_thread(load_config, path, overrides)
+
+            run(load, serve_options)
+    except StartError as error:
+        print(f"exporter_proxy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    path = _config_file(options)
+    config = load_config(path)
+    for warning in (*config_warnings(config), *resolve_warnings(config)):
+        print(f"{path}: warning: {warning}", file=sys.stderr)
+    count = len(config.exporters)
+    print(f"{path}: OK ({count} exporter{'' if count == 1 else 's'})")
+    return 0
+
+
+def _scrape(options: argparse.Namespace) -> int:
+    from exporter_proxy.scrape_once import report, scrape_once  # noqa: PLC0415
+
+    config = load_config(_config_file(options))
+    known = [exporter.name for exporter in config.exporters]
+    if options.name not in known:
+        print(f"exporter_proxy: no exporter {options.name!r}; there is: {', '.join(known)}", file=sys.stderr)
+        return 2
+    result = asyncio.run(scrape_once(config, options.name))
+    print(report(result), end="")
+    return 0 if result.is_successful else 1

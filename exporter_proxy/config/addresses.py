@@ -1,0 +1,174 @@
+"""From text to where to listen, where an exporter is asked, and under which path it is served.
+
+What is accepted here is sent as it is: nothing is decoded, normalised or guessed, so a text
+that two programs could read in two ways is refused. Messages never show a URL's credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+
+from exporter_proxy.config.schema import ListenAddress, UpstreamUrl
+from exporter_proxy.config.values import BadValue, Kind
+
+_LATER_LISTEN = re.compile(r"(SERVER_STARTER:|unix:|systemd(?![A-Za-z0-9.-]))")
+_HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([^:]*)")
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+
+
+def _check_host(host: str) -> str:
+    """A host without its brackets; raises ``BadValue`` unless it is an address or a plausible name."""
+    if host.startswith("["):
+        address = host[1:-1]
+        if "%" in address:
+            raise BadValue('an address with a zone ("%") is not supported')
+        if not host.endswith("]") or not _is_ipv6(address):
+            raise BadValue("what is in brackets is not an IPv6 address")
+        return address
+    labels = host.removesuffix(".").split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise BadValue("the host is neither a name nor an address")
+    if _LOOKS_NUMERIC.fullmatch(labels[-1]):
+        # The C library reads 127.1, 0x7f.1 and 2130706433 as 127.0.0.1; few people do.
+        try:
+            IPv4Address(host)
+        except ValueError:
+            raise BadValue("the host is not an IPv4 address of four decimal numbers") from None
+    return host
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_port(text: str, lowest: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not lowest <= int(text) <= 65535:
+        raise BadValue(f"the port must be a number from {lowest} to 65535")
+    return int(text)
+
+
+def _parse_listen(text: str) -> ListenAddress:
+    later = _LATER_LISTEN.match(text)
+    if later:
+        raise BadValue(f'"{later.group()}" is not supported yet by this version')
+    if "/" in text:
+        raise BadValue("it takes an address only, without a scheme or a path")
+    if text.isascii() and text.isdigit():
+        raise BadValue(f'the colon is missing, did you mean ":{text}"?')
+    match = _HOST_PORT.fullmatch(text)
+    if match is None:
+        if text.count(":") > 1:
+            raise BadValue('an IPv6 address goes in brackets, as in "[::1]:9099"')
+        raise BadValue("the port is missing")
+    host, port = match.groups()
+    return ListenAddress(_check_host(host) if host else "", _parse_port(port, lowest=0))
+
+
+LISTEN_ADDRESS = Kind('an address such as "0.0.0.0:9099", ":9099" or "[::1]:9099"', _parse_listen)
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _parse_url(text: str) -> UpstreamUrl:
+    if not re.fullmatch(r"[!-~]*", text):
+        raise BadValue("blanks, control and non-ASCII characters must be encoded (%20, xn--...)")
+    match = _URL.fullmatch(text)
+    if match is None:
+        if re.match(r"https?:", text, re.IGNORECASE):
+            raise BadValue('"//" must follow the scheme')
+        raise BadValue('it must begin with "http://" or "https://"')
+    scheme, authority, target, fragment = match.groups()
+    scheme = scheme.lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise BadValue('it must begin with "http://" or "https://"')
+    if "@" in authority:
+        raise BadValue("a user name and password do not belong in a URL")
+    if fragment is not None:
+        raise BadValue('what follows "#" is never sent, leave it out')
+    host, port = _split_authority(authority)
+    if not host:
+        raise BadValue("the host is missing")
+    path_and_query = target if target.startswith("/") else f"/{target}"
+    return UpstreamUrl(
+        scheme=scheme,
+        host=_check_host(host),
+        port=_parse_port(port if port is not None else _DEFAULT_PORTS[scheme], lowest=1),
+        target=path_and_query,
+    )
+
+
+def _split_authority(authority: str) -> tuple[str, str | None]:
+    """Host, in its brackets if it has them, and the text of the port; ``None`` where there is none."""
+    match = _HOST_PORT.fullmatch(authority)
+    if match is not None:
+        return match.group(1), match.group(2)
+    if authority.count(":") > 1 and not authority.startswith("["):
+        raise BadValue('an IPv6 address goes in brackets, as in "http://[::1]:9100/metrics"')
+    return authority, None
+
+
+UPSTREAM_URL = Kind('a URL such as "http://127.0.0.1:9100/metrics"', _parse_url, only_text=True)
+
+_MAX_PATH_CHARACTERS = 1000
+_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
+
+
+def _check_path(text: str) -> None:
+    """A path is compared with the raw bytes of a request: refuse what could never match, or in two ways."""
+    if not text.startswith("/"):
+        raise BadValue('it must begin with "/"')
+    if "?" in text or "#" in text:
+        raise BadValue('a path has no "?" or "#"; parameters go under "params"')
+    if "%" in text:
+        raise BadValue("a path is matched as it is written, without percent-encoding")
+    if not _PATH.fullmatch(text):
+        raise BadValue("only letters, digits and -._~!$&'()*+,;=:@/ can be in a path")
+    if "//" in text:
+        raise BadValue('"//" would not survive on the way through most clients')
+    if any(segment in (".", "..") for segment in text.split("/")):
+        raise BadValue('clients resolve "." and ".." before they send a path')
+    if len(text) > _MAX_PATH_CHARACTERS:
+        raise BadValue(f"it can have {_MAX_PATH_CHARACTERS} characters at most")
+
+
+def _parse_exporter_path(text: str) -> str:
+    _check_path(text)
+    if text in ("/", "/metrics") or text.startswith("/-/"):
+        raise BadValue('"/", "/metrics" and what is under "/-/" are this daemon\'s own pages')
+    return text
+
+
+EXPORTER_PATH = Kind('a path such as "/node_exporter/metrics"', _parse_exporter_path, only_text=True)
+
+
+def _parse_route_prefix(text: str) -> str:
+    """The prefix without a trailing slash; "" for ``/``, which is also what Prometheus makes of ""."""
+    if text in ("", "/"):
+        return ""
+    _check_path(text)
+    return text.removesuffix("/")
+
+
+ROUTE_PREFIX = Kind('"/" or a path such as "/exporters"', _parse_route_prefix, only_text=True)
+
+MAX_NAME_CHARACTERS = 100
+_EXPORTER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def _parse_exporter_name(text: str) -> str:
+    if not _EXPORTER_NAME.fullmatch(text) or len(text) > MAX_NAME_CHARACTERS:
+        raise BadValue(
+            'it begins with a letter or "_", goes on with letters, digits and "_.-", '
+            f"and has {MAX_NAME_CHARACTERS} characters at most"
+        )
+    return text
+
+
+EXPORTER_NAME = Kind('an exporter name such as "node_exporter"', _parse_exporter_name)

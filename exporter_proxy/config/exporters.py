@@ -1,0 +1,157 @@
+"""The ``defaults`` and ``exporters`` sections: what is scraped, and by which rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH, UPSTREAM_URL
+from exporter_proxy.config.positions import position
+from exporter_proxy.config.schema import Exporter
+from exporter_proxy.config.sections import Section
+from exporter_proxy.config.values import (
+    BOOLEAN,
+    CONTENT_TYPE,
+    HEADER_VALUE,
+    HOST_HEADER,
+    NETWORK,
+    PARAM_NAME,
+    PARAM_VALUE,
+    PASSED_HEADER_NAME,
+    SET_HEADER_NAME,
+    duration,
+    size,
+    whole_number,
+)
+
+DEFAULTS_KEYS = ("timeout", "timeout_offset", "max_response_bytes", "max_concurrent")
+EXPORTER_KEYS = (
+    "url",
+    "path",
+    *DEFAULTS_KEYS,
+    "allow_clients",
+    "allow_params",
+    "params",
+    "pass_headers",
+    "headers",
+    "insecure_skip_verify",
+    "content_type",
+)
+
+SCRAPE_TIMEOUT = duration("2m")
+TIMEOUT_OFFSET = duration("2m", zero=True)
+RESPONSE_BYTES = size("1B", "1024GiB")
+CONCURRENT = whole_number(1, 1_000_000)
+
+URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What an exporter that does not say otherwise gets; as in ``Exporter``."""
+
+    timeout_seconds: float | None = None
+    timeout_offset_seconds: float = 0.5
+    max_response_bytes: int = 64 * 2**20
+    max_concurrent: int = 64
+
+
+def read_exporters(top: Section) -> tuple[Exporter, ...]:
+    """The exporters that could be read, in file order; the others left a problem behind."""
+    defaults_section = top.section("defaults", DEFAULTS_KEYS)
+    defaults = _Defaults() if defaults_section is None else _read_limits(defaults_section, _Defaults())
+    if "exporters" not in top:
+        top.report_missing("exporters", f"nothing to serve, add at least one exporter with {_url_line()}")
+        return ()
+    section = top.section("exporters", None, "a mapping from names to exporters")
+    if section is None:
+        return ()
+    exporters: list[Exporter] = []
+    path_taken_by: dict[str, tuple[str, str]] = {}
+    for name in section:
+        named_well = section.check_key(name, EXPORTER_NAME)
+        entry = section.section(name, EXPORTER_KEYS, 'a mapping with at least "url"')
+        if entry is None:
+            continue
+        path = entry.get("path", EXPORTER_PATH, f"/{name}/metrics")
+        place = position(entry.place_of("path"))
+        first_name, first_place = path_taken_by.setdefault(path, (name, place))
+        if first_name != name:
+            entry.report("path", f'"{path}" is already the path of exporters.{first_name} at {first_place}')
+        exporter = _read_exporter(name, path, entry, defaults)
+        if exporter is not None and named_well:
+            exporters.append(exporter)
+    if section.is_empty:
+        top.report("exporters", f"nothing to serve, add at least one exporter with {_url_line()}")
+    return tuple(exporters)
+
+
+def _url_line() -> str:
+    return f'a line such as "url: {URL_EXAMPLE}"'
+
+
+def _read_exporter(name: str, path: str, entry: Section, defaults: _Defaults) -> Exporter | None:
+    limits = _read_limits(entry, defaults)
+    url = entry.require("url", UPSTREAM_URL, URL_EXAMPLE)
+    allow_params = entry.get_list("allow_params", PARAM_NAME, None)
+    params = _read_params(entry)
+    pass_headers = entry.get_list("pass_headers", PASSED_HEADER_NAME, ())
+    headers = _read_headers(entry)
+    allow_clients = entry.get_list("allow_clients", NETWORK, None)
+    insecure_skip_verify = entry.get("insecure_skip_verify", BOOLEAN, False)
+    content_type = entry.get("content_type", CONTENT_TYPE, None)
+    if url is None:
+        return None
+    return Exporter(
+        name=name,
+        path=path,
+        url=url,
+        timeout_seconds=limits.timeout_seconds,
+        timeout_offset_seconds=limits.timeout_offset_seconds,
+        max_response_bytes=limits.max_response_bytes,
+        max_concurrent=limits.max_concurrent,
+        allow_clients=allow_clients,
+        allow_params=None if allow_params is None else frozenset(allow_params),
+        params=params,
+        pass_headers=tuple(dict.fromkeys(pass_headers)),
+        headers=headers,
+        insecure_skip_verify=insecure_skip_verify,
+        content_type=content_type,
+    )
+
+
+def _read_limits(section: Section, defaults: _Defaults) -> _Defaults:
+    """The keys that ``defaults`` and an exporter have in common."""
+    return _Defaults(
+        timeout_seconds=section.get("timeout", SCRAPE_TIMEOUT, defaults.timeout_seconds),
+        timeout_offset_seconds=section.get("timeout_offset", TIMEOUT_OFFSET, defaults.timeout_offset_seconds),
+        max_response_bytes=section.get("max_response_bytes", RESPONSE_BYTES, defaults.max_response_bytes),
+        max_concurrent=section.get("max_concurrent", CONCURRENT, defaults.max_concurrent),
+    )
+
+
+def _read_params(entry: Section) -> tuple[tuple[str, str], ...]:
+    section = entry.section("params", known_keys=None)
+    if section is None:
+        return ()
+    pairs: list[tuple[str, str]] = []
+    for name in section:
+        if section.check_key(name, PARAM_NAME):
+            values = section.get_list(name, PARAM_VALUE, (), one_will_do=True)
+            pairs.extend((name, value) for value in values)
+    return tuple(pairs)
+
+
+def _read_headers(entry: Section) -> tuple[tuple[str, str], ...]:
+    section = entry.section("headers", known_keys=None)
+    if section is None:
+        return ()
+    pairs: dict[str, tuple[str, str]] = {}
+    for name in section:
+        if not section.check_key(name, SET_HEADER_NAME):
+            continue
+        first = pairs.get(name.lower())
+        if first is not None:
+            section.report(name, f'the same header as "{first[0]}", upper and lower case do not differ')
+        value = section.get(name, HOST_HEADER if name.lower() == "host" else HEADER_VALUE, "")
+        pairs[name.lower()] = (name, value)
+    return tuple(pairs.values())

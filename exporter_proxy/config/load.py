@@ -1,0 +1,266 @@
+"""From a YAML file to a ``Config``, or to every mistake in it at once.
+
+Says which keys there are, what they hold and what they default to. How a value is read is in
+``values.py`` and ``addresses.py``; where it stands is known to ``positions.py`` and
+``sections.py``. Only what exists is accepted: a key without effect would be a trap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from exporter_proxy.config.addresses import LISTEN_ADDRESS, ROUTE_PREFIX
+from exporter_proxy.config.certificates import check_pair, check_readable
+from exporter_proxy.config.exporters import read_exporters
+from exporter_proxy.config.positions import Document, found, is_null
+from exporter_proxy.config.problems import ConfigError, Problem, quoted
+from exporter_proxy.config.schema import (
+    ACCESS_LOG_FIELDS,
+    ACCESS_LOG_FORMATS,
+    DEFAULT_ACCESS_LOG_FIELDS,
+    DEFAULT_LISTEN,
+    AccessLog,
+    Config,
+    ListenAddress,
+    TlsFiles,
+)
+from exporter_proxy.config.sections import Section
+from exporter_proxy.config.values import (
+    FILE_PATH,
+    NETWORK,
+    BadValue,
+    Kind,
+    duration,
+    one_of,
+    size,
+    whole_number,
+)
+
+T = TypeVar("T")
+
+__all__ = ["ConfigError", "Overrides", "Problem", "load_config", "parse_config"]
+
+TOP_KEYS = (
+    "listen",
+    "route_prefix",
+    "shutdown_timeout",
+    "keep_alive_timeout",
+    "read_header_timeout",
+    "max_header_bytes",
+    "max_connections",
+    "tls",
+    "allow_clients",
+    "allow_upstreams",
+    "defaults",
+    "exporters",
+    "access_log",
+    "error_log",
+)
+TLS_KEYS = ("certfile", "keyfile")
+ACCESS_LOG_KEYS = ("format", "path", "fields")
+ERROR_LOG_KEYS = ("path",)
+
+SHUTDOWN_TIMEOUT = duration("24h", zero=True)
+SERVER_TIMEOUT = duration("24h")
+HEADER_BYTES = size("1KiB", "16MiB")
+CONNECTIONS = whole_number(1, 1_000_000)
+
+_MAX_FILE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says instead of the file; a flag beats its key."""
+
+    listen: tuple[str, ...] = ()
+    """``--web.listen-address``, each time it was given; empty: as the file says."""
+    route_prefix: str | None = None
+    """``--web.route-prefix``; ``None``: as the file says."""
+
+
+def load_config(path: str, overrides: Overrides = Overrides()) -> Config:
+    """The configuration in the file at ``path``. Raises ``ConfigError``, and nothing else."""
+    return parse_config(_read_file(path), path, overrides)
+
+
+def parse_config(
+    data: bytes,
+    source: str,
+    overrides: Overrides = Overrides(),
+    base_dir: str | os.PathLike[str] = "",
+) -> Config:
+    """The configuration in ``data``. Raises ``ConfigError`` with all problems, and nothing else.
+
+    ``source`` is the file's name in messages. Relative paths in the file are taken from
+    ``base_dir``; "" is the working directory, as with the Go original.
+    """
+    problems: list[Problem] = []
+    listen = _read_listen_flags(overrides.listen, problems)
+    route_prefix = None
+    if overrides.route_prefix is not None:
+        route_prefix = _read_flag("--web.route-prefix", overrides.route_prefix, ROUTE_PREFIX, problems)
+    try:
+        config = _parse_file(data, source, os.fspath(base_dir))
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return replace(
+        config,
+        listen=listen or config.listen,
+        route_prefix=config.route_prefix if route_prefix is None else route_prefix,
+    )
+
+
+def _read_listen_flags(texts: tuple[str, ...], problems: list[Problem]) -> tuple[ListenAddress, ...]:
+    flag = "--web.listen-address"
+    given = [_read_flag(flag, text, LISTEN_ADDRESS, problems) for text in texts]
+    addresses = tuple(address for address in given if address is not None)
+    for address in _repeated(addresses):
+        problems.append(Problem(flag, None, None, "", f'"{address}" is given twice'))
+    return addresses
+
+
+def _read_flag(flag: str, text: str, kind: Kind[T], problems: list[Problem]) -> T | None:
+    try:
+        return kind.parse(text)
+    except BadValue as bad:
+        problems.append(Problem(flag, None, None, "", kind.refusal(quoted(text), bad)))
+        return None
+
+
+def _repeated(addresses: tuple[ListenAddress, ...]) -> list[ListenAddress]:
+    """Those that cannot be bound twice; port 0 is another port each time."""
+    return [address for address, times in Counter(addresses).items() if times > 1 and address.port != 0]
+
+
+def _parse_file(data: bytes, source: str, base_dir: str) -> Config:
+    """What the file alone says. Raises ``ConfigError`` with all its problems in file order."""
+    document = Document(data, source)
+    top = _top_section(document)
+    config = Config(
+        source=source,
+        sha256=hashlib.sha256(data).hexdigest(),
+        listen=_read_listen(top),
+        route_prefix=top.get("route_prefix", ROUTE_PREFIX, ""),
+        shutdown_timeout_seconds=top.get("shutdown_timeout", SHUTDOWN_TIMEOUT, 10.0),
+        keep_alive_timeout_seconds=top.get("keep_alive_timeout", SERVER_TIMEOUT, 150.0),
+        read_header_timeout_seconds=top.get("read_header_timeout", SERVER_TIMEOUT, 10.0),
+        max_header_bytes=top.get("max_header_bytes", HEADER_BYTES, 32 * 2**10),
+        max_connections=top.get("max_connections", CONNECTIONS, 512),
+        tls=_read_tls(top, base_dir),
+        allow_clients=top.get_list("allow_clients", NETWORK, None),
+        allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
+        exporters=read_exporters(top),
+        access_log=_read_access_log(top, base_dir),
+        error_log_path=_read_error_log(top, base_dir),
+    )
+    if document.problems:
+        raise ConfigError(_in_file_order(document.problems))
+    return config
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        message = "no such file; name the right one with --config.file, or start from config.example.yml"
+    except IsADirectoryError:
+        message = "is a directory; name the file in it with --config.file"
+    except PermissionError:
+        message = "not readable (permission denied); make it readable for the user that runs exporter_proxy"
+    except OSError as error:
+        message = f"not readable ({error.strerror}); name the right file with --config.file"
+    except ValueError:
+        message = "not the name of a file; name the right one with --config.file"
+    else:
+        if len(data) <= _MAX_FILE_BYTES:
+            return data
+        message = f"larger than {_MAX_FILE_BYTES // 2**20} MiB; this is not a configuration file"
+    raise ConfigError([Problem(path, None, None, "", message)])
+
+
+def _in_file_order(problems: list[Problem]) -> list[Problem]:
+    """Sorted by position; a mistake met several times, through aliases, is shown once."""
+    once: dict[tuple[int | None, int | None, str, str], Problem] = {}
+    for problem in problems:
+        key = problem.key_path.rpartition(".")[2]
+        once.setdefault((problem.line, problem.column, key, problem.message), problem)
+    return sorted(once.values(), key=lambda problem: (problem.line or 0, problem.column or 0))
+
+
+def _top_section(document: Document) -> Section:
+    root = document.root
+    if root is None or is_null(root):
+        message = "the file is empty; it needs an exporters section, see config.example.yml"
+        raise ConfigError([Problem(document.source, None, None, "", message)])
+    if not isinstance(root, yaml.MappingNode):
+        document.report(root, "", f'expected keys such as "listen" and "exporters", got {found(root)}')
+        raise ConfigError(_in_file_order(document.problems))
+    return Section(document, root, root, "", TOP_KEYS)
+
+
+def _read_listen(top: Section) -> tuple[ListenAddress, ...]:
+    default = (LISTEN_ADDRESS.parse(DEFAULT_LISTEN),)
+    addresses = top.get_list("listen", LISTEN_ADDRESS, default, one_will_do=True)
+    if top.is_empty_list("listen"):
+        top.report("listen", "the list is empty, it needs at least one address")
+    for address in _repeated(addresses):
+        top.report("listen", f'"{address}" is listed twice')
+    return addresses
+
+
+def _read_tls(top: Section, base_dir: str) -> TlsFiles | None:
+    tls = top.section("tls", TLS_KEYS)
+    if tls is None:
+        return None
+    paths: dict[str, str] = {}
+    for key, example in (("certfile", "server.crt"), ("keyfile", "server.key")):
+        given = tls.require(key, FILE_PATH, example)
+        if given is not None:
+            paths[key] = os.path.join(base_dir, given)  # noqa: PTH118 - keeps "./x" as it was written
+            wrong = check_readable(paths[key])
+            if wrong is not None:
+                tls.report(key, f"{quoted(given)}: {wrong}")
+                del paths[key]
+    if len(paths) < len(TLS_KEYS):
+        return None
+    bad_file = check_pair(paths["certfile"], paths["keyfile"])
+    if bad_file is not None:
+        tls.report(*bad_file)
+    return TlsFiles(cert_file=paths["certfile"], key_file=paths["keyfile"])
+
+
+def _read_access_log(top: Section, base_dir: str) -> AccessLog | None:
+    section = top.section("access_log", ACCESS_LOG_KEYS)
+    if section is None:
+        return None
+    fields = section.get_list("fields", one_of(ACCESS_LOG_FIELDS), DEFAULT_ACCESS_LOG_FIELDS)
+    if section.is_empty_list("fields"):
+        section.report("fields", "the list is empty; without this key all the usual fields are logged")
+    repeated = sorted(name for name, times in Counter(fields).items() if times > 1)
+    if repeated:
+        section.report("fields", f"listed twice: {', '.join(repeated)}")
+    return AccessLog(
+        format=section.get("format", one_of(ACCESS_LOG_FORMATS), "ltsv"),
+        path=_read_file_path(section, base_dir),
+        fields=fields,
+    )
+
+
+def _read_error_log(top: Section, base_dir: str) -> str | None:
+    section = top.section("error_log", ERROR_LOG_KEYS)
+    return None if section is None else _read_file_path(section, base_dir)
+
+
+def _read_file_path(section: Section, base_dir: str) -> str | None:
+    given = section.get("path", FILE_PATH, None)
+    return None if given is None else os.path.join(base_dir, given)  # noqa: PTH118 - as above

@@ -1,0 +1,76 @@
+"""What is wrong with a configuration and where: the only error that loading one can raise.
+
+Text from the file that a message shows goes through here, so that a message stays on one
+line, stays short and never shows the user name and password of a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_MAX_SHOWN_CHARACTERS = 120
+_URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake. ``str()`` is the line a person reads: where, which key, what to do."""
+
+    source: str
+    """The file as the user named it, or the flag."""
+    line: int | None
+    """1-based; ``None``: the file or flag as a whole."""
+    column: int | None
+    """1-based, in characters; ``None`` together with ``line``."""
+    key_path: str
+    """``exporters.node_exporter.timeout``; "" for the file or flag as a whole."""
+    message: str
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+        return f"{where}: {self.key_path}: {self.message}" if self.key_path else f"{where}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. ``str()`` is one problem per line, in file order."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def quoted(text: str) -> str:
+    """``text`` in double quotes, fit to be shown: see ``visible``."""
+    return '"' + visible(text).replace('"', '\\"') + '"'
+
+
+def visible(text: str) -> str:
+    """``text`` without URL credentials, on one line, cut where it is long.
+
+    Characters that do not print are escaped: a right-to-left mark in a file name or key
+    must not be able to rearrange the message.
+    """
+    shown = _without_credentials(text)
+    if len(shown) > _MAX_SHOWN_CHARACTERS:
+        shown = shown[: _MAX_SHOWN_CHARACTERS - 3] + "..."
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+
+
+def _without_credentials(text: str) -> str:
+    """Everything before the last ``@`` masked, except a URL's scheme.
+
+    Deliberately coarse: what is shown here failed to parse, so where the password ends is
+    not known. A password with a ``/`` or ``@`` in it must be masked whole.
+    """
+    before, at, after = text.rpartition("@")
+    if not at:
+        return text
+    scheme = _URL_SCHEME.match(before)
+    return f"{scheme.group() if scheme else ''}***@{after}"

@@ -1,0 +1,108 @@
+"""What is allowed and yet worth a word: doors left open, certificates not checked, lost names.
+
+``config_warnings`` looks at the configuration alone and is for every start; ``resolve_warnings``
+asks the resolver, which may take seconds, and is for ``check``.
+"""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from exporter_proxy.config.schema import Config, Exporter, Network
+
+_RESOLVER_THREADS = 16
+
+
+def config_warnings(config: Config) -> list[str]:
+    """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing."""
+    warnings: list[str] = []
+    exposed = [str(address) for address in config.listen if not _is_loopback(address.host)]
+    if config.allow_clients is None and exposed:
+        warnings.append(
+            f"everyone who reaches {', '.join(exposed)} can scrape: set allow_clients to the addresses "
+            "of your Prometheus servers, or listen on 127.0.0.1"
+        )
+    for exporter in config.exporters:
+        if config.allow_upstreams is None and not _is_loopback(exporter.url.host):
+            warnings.append(
+                f"exporter {exporter.name} is not on this host ({exporter.url.backend}): set allow_upstreams "
+                "to the networks that may be asked, or use its loopback address"
+            )
+        if exporter.insecure_skip_verify:
+            warnings.append(_skip_verify_warning(exporter))
+    return warnings
+
+
+def _skip_verify_warning(exporter: Exporter) -> str:
+    if exporter.url.scheme == "http":
+        return f"exporter {exporter.name}: insecure_skip_verify does nothing for an http URL, remove it"
+    return (
+        f"exporter {exporter.name}: the certificate of {exporter.url.backend} is not checked, anyone can "
+        "pose as it: give it one that this host trusts and remove insecure_skip_verify"
+    )
+
+
+def resolve_warnings(config: Config) -> list[str]:
+    """One line for each exporter whose name does not resolve, or that allow_upstreams would refuse.
+
+    Asks the resolver, for each name once and for several at a time.
+    """
+    hosts = list(dict.fromkeys(exporter.url.host for exporter in config.exporters))
+    with ThreadPoolExecutor(max_workers=_RESOLVER_THREADS) as pool:
+        resolved = dict(zip(hosts, pool.map(_resolve, hosts), strict=True))
+    warnings: list[str] = []
+    for exporter in config.exporters:
+        answer = resolved[exporter.url.host]
+        if isinstance(answer, str):
+            warnings.append(
+                f"exporter {exporter.name}: {exporter.url.host} does not resolve ({answer}): correct its "
+                "url, or the name in DNS or /etc/hosts"
+            )
+            continue
+        outside = [address for address in answer if not _is_allowed(address, config.allow_upstreams)]
+        if outside:
+            shown = ", ".join(str(address) for address in outside)
+            is_literal = shown == exporter.url.host
+            subject = shown if is_literal else f"{exporter.url.host} resolves to {shown}, which"
+            warnings.append(
+                f"exporter {exporter.name}: {subject} is outside allow_upstreams and would be refused: "
+                "add its network there, or correct the url"
+            )
+    return warnings
+
+
+def _resolve(host: str) -> list[IPv4Address | IPv6Address] | str:
+    """The addresses of ``host``, or the resolver's words for why there are none."""
+    literal = _parse_address(host)
+    if literal is not None:
+        return [literal]
+    try:
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return error.strerror or str(error)
+    addresses = (_parse_address(str(answer[4][0]).partition("%")[0]) for answer in answers)
+    return list(dict.fromkeys(address for address in addresses if address is not None))
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be this host: 127.0.0.0/8, ::1, localhost and names under it (RFC 6761)."""
+    address = _parse_address(host)
+    if address is not None:
+        return address.is_loopback
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
+    """The address that ``text`` is; an IPv4-mapped one as IPv4, ``None`` for a name."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _is_allowed(address: IPv4Address | IPv6Address, networks: tuple[Network, ...] | None) -> bool:
+    return networks is None or any(address in network for network in networks)

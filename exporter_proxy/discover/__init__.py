@@ -1,0 +1,179 @@
+"""Find the exporters that listen on this host, ask each for its page and name it.
+
+``sockets.py`` reads /proc, ``candidates.py`` decides whom to ask, ``recognise.py`` knows an
+exporter's page when it sees one; this module does the asking. Only plain HTTP is spoken: an
+exporter behind TLS or a password is not found. How the daemon scrapes what was found is not
+this package's business, so it does not use the scrape's own transport and its rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import httpx
+
+from exporter_proxy import __version__
+from exporter_proxy.discover.candidates import Candidate, find_candidates
+from exporter_proxy.discover.recognise import (
+    OWN_BUILD_INFO,
+    exporter_name,
+    known_ports,
+    parse_families,
+    unique_names,
+)
+from exporter_proxy.discover.sockets import find_owners, read_listeners
+
+__all__ = ["FoundExporter", "config_text", "discover_exporters"]
+
+MAX_PAGE_BYTES = 256 * 1024
+"""Enough to recognise any exporter; what lies beyond is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundExporter:
+    """An exporter that answered. ``name`` is unique among those found together."""
+
+    name: str
+    """Lower-case letters, digits and underscores."""
+    url: str
+    port: int
+    pid: int | None
+    """``None``, as ``process_name``: the socket's owner may not be known to this user."""
+    process_name: str | None
+    """Printable ASCII."""
+
+
+async def discover_exporters(deadline_seconds: float = 2.5) -> list[FoundExporter]:
+    """Find this host's exporters, in the order of their ports.
+
+    It takes at most ``deadline_seconds``, up to half of them for finding out whose the sockets
+    are. An exporter that has not answered by then is left out; nothing is raised for it.
+    """
+    started = time.monotonic()
+    candidates = await asyncio.to_thread(_read_candidates, started + deadline_seconds / 2)
+    # No request uses TLS; a context without certificates spares loading those of the web.
+    transport = httpx.AsyncHTTPTransport(
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), limits=httpx.Limits(max_connections=None)
+    )
+    async with transport:
+        answers = await asyncio.gather(
+            *(_ask(transport, candidate, started + deadline_seconds) for candidate in candidates)
+        )
+    pages = [answer for answer in answers if answer is not None and OWN_BUILD_INFO not in answer.families]
+    names = unique_names(
+        [
+            (exporter_name(page.families, page.process_name, page.candidate.port), page.candidate.port)
+            for page in pages
+        ]
+    )
+    return [
+        FoundExporter(
+            name=name,
+            url=page.url,
+            port=page.candidate.port,
+            pid=page.candidate.owner.pid if page.candidate.owner else None,
+            process_name=page.process_name,
+        )
+        for name, page in zip(names, pages, strict=True)
+    ]
+
+
+def _read_candidates(give_up_at: float) -> list[Candidate]:
+    listeners = read_listeners()
+    owners = find_owners({listener.inode for listener in listeners}, give_up_at) if listeners else {}
+    return find_candidates(listeners, owners, known_ports(), os.getpid())
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    candidate: Candidate
+    url: str
+    families: frozenset[str]
+
+    @property
+    def process_name(self) -> str | None:
+        return self.candidate.owner.name if self.candidate.owner else None
+
+
+async def _ask(transport: httpx.AsyncHTTPTransport, candidate: Candidate, give_up_at: float) -> _Page | None:
+    """Ask a candidate for its page; ``None`` where it is no exporter, or too slow."""
+    remaining_seconds = max(0.0, give_up_at - time.monotonic())
+    try:
+        async with asyncio.timeout(remaining_seconds):
+            for url in candidate.urls:
+                try:
+                    text = await _read_page(transport, url, remaining_seconds)
+                except httpx.ConnectError:
+                    continue
+                families = parse_families(text) if text is not None else None
+                return _Page(candidate, url, families) if families is not None else None
+    except (httpx.TransportError, TimeoutError):
+        pass  # it does not speak HTTP, or took too long
+    return None
+
+
+async def _read_page(transport: httpx.AsyncHTTPTransport, url: str, timeout_seconds: float) -> str | None:
+    """Return a 200's body up to MAX_PAGE_BYTES, cut at the end of a line; ``None`` for another status.
+
+    The transport is used without a client: no redirects, no proxies of the environment, and no
+    cookies, which would go from one port of this host to the next.
+    """
+    request = httpx.Request(
+        "GET",
+        url,
+        headers={
+            "User-Agent": f"exporter_proxy/{__version__}",
+            "Accept": "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "Accept-Encoding": "identity",
+            "X-Prometheus-Scrape-Timeout-Seconds": f"{timeout_seconds:.3f}",
+            "Connection": "close",
+        },
+    )
+    response = await transport.handle_async_request(request)
+    try:
+        if response.status_code != httpx.codes.OK:
+            return None
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_PAGE_BYTES:
+                del body[body.rfind(b"\n", 0, MAX_PAGE_BYTES) + 1 :]
+                break
+    finally:
+        await response.aclose()
+    return body.decode("utf-8", errors="replace")
+
+
+def config_text(found: Iterable[FoundExporter], listen: str) -> str:
+    """Write a config file with the exporters ``found``, for a person to read, change and keep.
+
+    Without any it is a start only: the daemon refuses a config that serves nothing.
+    """
+    exporters = list(found)
+    example = exporters[0].name if exporters else "node_exporter"
+    lines = [
+        "# exporter_proxy: the exporters that were found on this host, all behind one port.",
+        "# Prometheus scrapes each under its name:",
+        f"#   http://HOST:PORT/{example}/metrics",
+        "# Change a name and its path changes with it; remove an exporter and it is served no longer.",
+        "",
+        '# Where Prometheus connects: "127.0.0.1:9099" is open to this host only, "0.0.0.0:9099" to all.',
+        f"listen: {json.dumps(listen)}",
+        "",
+    ]
+    if exporters:
+        lines.append("exporters:")
+    else:
+        lines += ["# None was found; add at least one, like this:", "#   node_exporter:"]
+        lines += ["#     url: http://127.0.0.1:9100/metrics", "exporters: {}"]
+    for exporter in exporters:
+        if exporter.process_name:
+            lines.append(f"  # {exporter.process_name}, port {exporter.port}")
+        lines += [f"  {exporter.name}:", f"    url: {exporter.url}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Facing Prometheus: sockets, connections, requests and their limits."""

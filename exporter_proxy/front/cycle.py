@@ -1,0 +1,157 @@
+"""One request and its response on a scraper's connection: the ASGI ``receive`` and ``send``.
+
+In place of uvicorn's own cycle, for what that cannot do: HTTP/1.0 answers without chunked
+framing, 304 with a Content-Length, a body written without being copied into its framing,
+and a scraper that leaves, which cancels the scrape instead of being told on request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.exchange import Exchange
+
+Message = MutableMapping[str, Any]
+
+
+class ResponseAborted(Exception):
+    """Raised by the application once headers are out and the body cannot be ended properly.
+
+    The connection is cut, so that the scraper sees an error and never a complete page.
+    """
+
+
+class Cycle:
+    """Made when a request's headers are complete; ``keep_alive`` may be withdrawn until it answers."""
+
+    __slots__ = (
+        "_done",
+        "_flow",
+        "_is_chunked",
+        "_is_close_delimited",
+        "_left_bytes",
+        "_log",
+        "_sends_body",
+        "_transport",
+        "exchange",
+        "is_complete",
+        "is_started",
+        "keep_alive",
+        "scope",
+        "task",
+    )
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        exchange: Exchange,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        keep_alive: bool,
+        done: Callable[[Cycle], None],
+        log: DaemonLog,
+    ) -> None:
+        self.scope = scope
+        self.exchange = exchange
+        self.keep_alive = keep_alive
+        self.is_started = False
+        self.is_complete = False
+        self.task: asyncio.Task[None] | None = None
+        self._transport = transport
+        self._flow = flow
+        self._done = done
+        self._log = log
+        self._is_chunked = False
+        self._is_close_delimited = False
+        self._sends_body = True
+        self._left_bytes = 0
+
+    async def run(self, app: Callable[..., Any]) -> None:
+        """Have ``app`` answer; an answer that it does not complete is cut off."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except (ResponseAborted, asyncio.CancelledError):
+            pass
+        except Exception as error:
+            self._log.error("defect in exporter_proxy", exception=repr(error))
+        if not self.is_complete:
+            self.keep_alive = False
+            self._cut()
+        self._done(self)
+
+    async def receive(self) -> Message:
+        """ASGI: request bodies are never read, so there is nothing more to come."""
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """ASGI: the response's start, then its body; waits while the scraper does not read."""
+        if message["type"] == "http.response.start":
+            self._send_head(message["status"], message["headers"])
+            return
+        body: bytes = message.get("body", b"")
+        transport = self._transport
+        if not self._sends_body or not body:
+            pass
+        elif self._is_chunked:
+            transport.writelines((b"%x\r\n" % len(body), body, b"\r\n"))
+        else:
+            if not self._is_close_delimited:
+                self._left_bytes -= len(body)
+                if self._left_bytes < 0:
+                    raise RuntimeError("a body longer than its Content-Length")
+            transport.write(body)
+        is_last = not message.get("more_body", False)
+        if is_last and self._is_chunked:
+            transport.write(b"0\r\n\r\n")
+        if self._flow.write_paused:
+            await self._flow.drain()
+        if is_last:
+            if self._sends_body and self._left_bytes:
+                raise RuntimeError("a body shorter than its Content-Length")
+            self.is_complete = True
+
+    def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        scope = self.scope
+        parts = [STATUS_LINE[status]]
+        length: int | None = None
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            if len(name) == 14 and name.lower() == b"content-length":
+                length = int(value)
+        self._sends_body = scope["method"] != "HEAD" and status not in (204, 304)
+        if length is not None:
+            self._left_bytes = length
+        elif self._sends_body:
+            if scope["http_version"] == "1.1":
+                self._is_chunked = True
+                parts.append(b"Transfer-Encoding: chunked\r\n")
+            else:
+                # RFC 9112 section 6.3: an HTTP/1.0 client reads until the connection closes.
+                self._is_close_delimited = True
+                self.keep_alive = False
+        if not self.keep_alive:
+            parts.append(b"Connection: close\r\n")
+        parts.append(b"\r\n")
+        self.is_started = True
+        self._transport.write(b"".join(parts))
+
+    def _cut(self) -> None:
+        if self._is_close_delimited:
+            _reset_on_close(self._transport)
+        self._transport.abort()
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    """Have the close send a reset: an ordinary close is how such a body ends properly."""
+
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

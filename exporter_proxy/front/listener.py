@@ -1,0 +1,200 @@
+"""Listening sockets: who is let in, in which order that is asked, and what if nothing is left.
+
+Connections are accepted here rather than by the event loop's server, so that the address
+rule and the connection limit come before the TLS handshake, and so that running out of file
+descriptors is something to recover from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+
+from exporter_proxy.access import is_allowed, plain_address
+from exporter_proxy.config.schema import ListenAddress
+from exporter_proxy.front.protocol import ScraperProtocol
+from exporter_proxy.front.refusal import MAX_REFUSALS_AT_ONCE, RefusingProtocol
+from exporter_proxy.front.state import FrontState
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.reasons import Denied, Reason
+
+BACKLOG = 512
+ACCEPT_AT_ONCE = 64
+"""Connections accepted before the loop turns to others again."""
+RETRY_SECONDS = 0.2
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Listener:
+    """One listening socket. ``ssl_context`` may be replaced while it listens."""
+
+    def __init__(
+        self, listening: socket.socket, state: FrontState, ssl_context: ssl.SSLContext | None
+    ) -> None:
+        self.ssl_context = ssl_context
+        self.socket = listening
+        self._state = state
+        self._admitting: dict[asyncio.Task[None], float] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+        self._is_short = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port`` as bound, the port that the kernel chose included."""
+        host, port = self.socket.getsockname()[:2]
+        return str(ListenAddress(host, port))
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._state.loop.add_reader(self.socket.fileno(), self._accept)
+
+    def stop(self) -> None:
+        """Accept no more, and give up handshakes under way."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self.socket.fileno() >= 0:
+            self._state.loop.remove_reader(self.socket.fileno())
+            self.socket.close()
+        for task in (*self._admitting, *self._telling):
+            task.cancel()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                connection, peer = self.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                self._pause(error)
+                return
+            if self._is_short:
+                self._is_short = False
+                self._state.log.info("accepting connections again", address=self.address)
+            connection.setblocking(False)
+            self._admit(connection, peer[0])
+
+    def _pause(self, error: OSError) -> None:
+        """Out of file descriptors: make room and come back, rather than spin on a readable socket."""
+        loop = self._state.loop
+        loop.remove_reader(self.socket.fileno())
+        self._close_longest_idle()
+        self._retry = loop.call_later(RETRY_SECONDS, self.start)
+        if not self._is_short:
+            self._is_short = True
+            self._state.log.error(
+                "cannot accept connections for now",
+                error=error.strerror,
+                hint="raise LimitNOFILE or lower max_connections",
+            )
+
+    def _admit(self, connection: socket.socket, host: str) -> None:
+        state = self._state
+        limits = state.limits
+        address = plain_address(host)
+        remote = str(address)
+        if not is_allowed(address, limits.allow_clients):
+            self._refuse(
+                connection, Denied(Reason.FORBIDDEN, f"{remote} may not scrape here (allow_clients)"), remote
+            )
+            return
+        if self._admitted() >= limits.max_connections and not self._close_longest_idle():
+            denied = Denied(
+                Reason.CONNECTION_LIMIT, f"{limits.max_connections} connections are in use (max_connections)"
+            )
+            self._refuse(connection, denied, remote)
+            return
+        accepted_at = time.monotonic()
+        task = state.loop.create_task(self._serve(connection, accepted_at))
+        self._admitting[task] = accepted_at
+        task.add_done_callback(lambda done: self._admitting.pop(done, None))
+
+    def _admitted(self) -> int:
+        return len(self._state.connections) + len(self._admitting)
+
+    async def _serve(self, connection: socket.socket, accepted_at: float) -> None:
+        state = self._state
+        try:
+            await state.loop.connect_accepted_socket(
+                lambda: ScraperProtocol(state, accepted_at),
+                connection,
+                ssl=self.ssl_context,
+                ssl_handshake_timeout=state.limits.read_header_timeout_seconds if self.ssl_context else None,
+            )
+        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
+            connection.close()
+            state.log.debug("connection not established", error=repr(error))
+
+    def _close_longest_idle(self) -> bool:
+        """Make room by closing whoever has idled longest without a complete request."""
+        idle = [connection for connection in self._state.connections if connection.idle_since is not None]
+        oldest = min(idle, key=lambda connection: connection.idle_since or 0.0, default=None)
+        handshake = min(self._admitting, key=self._admitting.__getitem__, default=None)
+        if handshake is not None and (
+            oldest is None or self._admitting[handshake] < (oldest.idle_since or 0.0)
+        ):
+            handshake.cancel()
+            del self._admitting[handshake]
+            return True
+        if oldest is None:
+            return False
+        oldest.transport.abort()
+        self._state.connections.discard(oldest)
+        return True
+
+    def _refuse(self, connection: socket.socket, denied: Denied, remote: str) -> None:
+        state = self._state
+        state.record_denial(denied, Exchange(remote, "", b"", b"", time.monotonic()))
+        if self.ssl_context is not None or state.refusals_open + len(self._telling) >= MAX_REFUSALS_AT_ONCE:
+            # No handshake for someone who is not let in: that is the costly part.
+            connection.close()
+            return
+        task = state.loop.create_task(self._tell(connection, denied))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, connection: socket.socket, denied: Denied) -> None:
+        try:
+            await self._state.loop.connect_accepted_socket(
+                lambda: RefusingProtocol(self._state, denied), connection
+            )
+        except OSError:
+            connection.close()
+
+
+def bind(address: ListenAddress) -> socket.socket:
+    """A listening socket on ``address``; "" as its host is every address, IPv6 where there is any.
+
+    Raises OSError, socket.gaierror among them, as the system words it.
+    """
+    if address.host:
+        return _bind(address.host, address.port)
+    try:
+        return _bind("::", address.port)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+    return _bind("0.0.0.0", address.port)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, sockaddr = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "[::]:9099" means IPv4 too, as for the Go original; plain_address unmaps such peers.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(sockaddr)
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -1,0 +1,1 @@
+"""What happened: exchanges, history, metrics and logs."""

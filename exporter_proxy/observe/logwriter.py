@@ -1,0 +1,159 @@
+"""Writes log lines without ever holding up a scrape: a full disk costs lines, not scrapes.
+
+The event loop only appends to a list; a thread does the writing, since a write to a full
+pipe, a slow disk or a dead mount blocks for as long as it likes. What cannot be written is
+counted, and said once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+MAX_BACKLOG_LINES = 20_000
+"""About 5 MB of lines wait for a stuck disk; beyond that lines are lost and counted."""
+FLUSH_INTERVAL_SECONDS = 0.1
+CHECK_INTERVAL_SECONDS = 1.0
+
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+
+
+class LogWriter:
+    """One log file or inherited stream. Safe to write to from any thread.
+
+    ``path`` is a file, appended to; ``/dev/stdout`` and ``/dev/stderr`` mean the inherited
+    descriptors, since opening those paths fails where they are sockets, as under systemd.
+    ``on_trouble`` is told, in the writing thread, when lines start to be lost and when
+    writing works again.
+    """
+
+    def __init__(self, path: str, on_trouble: Callable[[str], None] | None = None) -> None:
+        self.path = path
+        self._on_trouble = on_trouble
+        self._stream_fd = _STREAMS.get(path)
+        self._fd = -1 if self._stream_fd is None else self._stream_fd
+        self._pending: list[str] = []
+        self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
+        # Each counter has one writing thread, so that none needs a lock.
+        self._queued_lines = 0
+        self._finished_lines = 0
+        self._lost_before_queue = 0
+        self._lost_in_writing = 0
+        self._reopen = threading.Event()
+        self._trouble = ""
+        self._in_mid_line = False
+        self._next_check = 0.0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def lost_lines(self) -> int:
+        """Lines that were given to this writer and never reached their file."""
+        return self._lost_before_queue + self._lost_in_writing
+
+    def open(self) -> None:
+        """Open the file now, so that a bad path is an error at start and not a lost line.
+
+        Raises OSError.
+        """
+        if self._stream_fd is None and self._fd < 0:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+    def write(self, line: str) -> None:
+        """Hand one line (with its newline) to the thread at once."""
+        self._enqueue([line])
+
+    def write_soon(self, line: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand the line over within 0.1 s, together with its neighbours. Loop thread only.
+
+        Waking a thread for each line would cost more than the line.
+        """
+        self._pending.append(line)
+        if len(self._pending) == 1:
+            loop.call_later(FLUSH_INTERVAL_SECONDS, self._hand_over)
+
+    def reopen(self) -> None:
+        """Open the path anew before the next line, for logrotate."""
+        self._reopen.set()
+
+    def close(self, timeout_seconds: float = 1.0) -> None:
+        """Write what is pending, for at most ``timeout_seconds``, and end the thread."""
+        self._hand_over()
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(timeout_seconds)
+            self._thread = None
+
+    def _hand_over(self) -> None:
+        lines, self._pending = self._pending, []
+        if lines:
+            self._enqueue(lines)
+
+    def _enqueue(self, lines: list[str]) -> None:
+        room = MAX_BACKLOG_LINES - (self._queued_lines - self._finished_lines)
+        if len(lines) > room:
+            self._lost_before_queue += len(lines) - room
+            lines = lines[:room]
+        self._queued_lines += len(lines)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"log {self.path}", daemon=True)
+            self._thread.start()
+        self._queue.put(lines)
+
+    def _run(self) -> None:
+        while (lines := self._queue.get()) is not None:
+            written = 0
+            try:
+                self._open_again_if_needed()
+                for complete in self._write_lines(lines):
+                    written = complete
+            except OSError as error:
+                self._lost_in_writing += len(lines) - written
+                self._say(f"cannot write {self.path}: {error.strerror}; log lines are being lost")
+            else:
+                self._say("")
+            self._finished_lines += len(lines)
+
+    def _open_again_if_needed(self) -> None:
+        """Follow the path: a rotated, deleted or unmounted file is left for the one now there."""
+        now = time.monotonic()
+        if self._stream_fd is not None or (
+            self._fd >= 0 and now < self._next_check and not self._reopen.is_set()
+        ):
+            return
+        self._next_check = now + CHECK_INTERVAL_SECONDS
+        if self._fd >= 0 and (self._reopen.is_set() or not _is_same_file(self._fd, self.path)):
+            os.close(self._fd)
+            self._fd = -1
+            self._in_mid_line = False
+        self._reopen.clear()
+        self.open()
+
+    def _write_lines(self, lines: list[str]) -> Iterator[int]:
+        """Write everything; yields how many lines are complete after each partial write."""
+        text = "".join(lines)
+        data = memoryview(("\n" + text if self._in_mid_line else text).encode("utf-8", "backslashreplace"))
+        skipped = 1 if self._in_mid_line else 0
+        done = 0
+        while done < len(data):
+            done += os.write(self._fd, data[done:])
+            # A disk that fills up in mid-line leaves half a line; the next write must not go on in it.
+            self._in_mid_line = data[done - 1] != 0x0A
+            yield bytes(data[:done]).count(b"\n") - skipped
+
+    def _say(self, trouble: str) -> None:
+        if trouble == self._trouble:
+            return
+        if self._on_trouble is not None:
+            self._on_trouble(trouble or f"writing {self.path} works again")
+        self._trouble = trouble
+
+
+def _is_same_file(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - beside os.fstat
+    except FileNotFoundError:
+        return False

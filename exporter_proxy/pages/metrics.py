@@ -1,0 +1,41 @@
+"""``/metrics``: the daemon's own metrics, rendered and sent slice by slice."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from exporter_proxy.observe.metrics import DaemonNumbers, exposition_type, render
+from exporter_proxy.proxy import Proxy, Running
+
+_GZIP_WBITS = 31
+
+
+async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
+    """Text or OpenMetrics by Accept, gzip by Accept-Encoding; scrapes go on between slices."""
+    request = Request(scope)
+    content_type, is_openmetrics = exposition_type(request.headers.get("accept", ""))
+    is_gzip = "gzip" in request.headers.get("accept-encoding", "")
+    headers = [(b"Content-Type", content_type.encode()), (b"Vary", b"Accept, Accept-Encoding")]
+    if is_gzip:
+        headers.append((b"Content-Encoding", b"gzip"))
+    numbers = DaemonNumbers(
+        denied=proxy.denied,
+        connections=len(proxy.front.connections),
+        loop_lag_seconds=proxy.loop_lag_seconds,
+        log_lines_lost=proxy.log_lines_lost,
+        is_reload_successful=proxy.reload_state.is_successful,
+        last_reload_success=proxy.reload_state.last_success,
+        config_sha256=running.config.sha256,
+    )
+    compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for text in render([route.record for route in running.routes.routes], numbers, is_openmetrics):
+        body = compressor.compress(text) if compressor else text
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": compressor.flush() if compressor else b""})

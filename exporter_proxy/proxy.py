@@ -1,0 +1,95 @@
+"""The proxy as it runs: the configuration in force, its routes, and what has been counted.
+
+Pipeline and pages read it, the daemon's lifecycle changes it. What a reload replaces is one
+value, ``running``, swapped in one assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from exporter_proxy.config.schema import Config
+from exporter_proxy.front.state import FrontState
+from exporter_proxy.observe.accesslog import AccessLogFormatter
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.reasons import DENIAL_STATUS, Reason
+from exporter_proxy.scrape.routing import Route, RouteTable
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One configuration and everything made from it."""
+
+    config: Config
+    routes: RouteTable
+    access_log: tuple[AccessLogFormatter, LogWriter] | None
+
+
+@dataclass(slots=True)
+class ReloadState:
+    """How the last attempt to load a configuration ended. Times are Unix times."""
+
+    is_successful: bool = True
+    last_success: float = field(default_factory=time.time)
+    problems: tuple[str, ...] = ()
+
+
+class Proxy:
+    """Counters, logs and the configuration in force; one per process."""
+
+    def __init__(self, running: Running, log: DaemonLog, is_lifecycle_enabled: bool) -> None:
+        self.running = running
+        self.log = log
+        self.is_lifecycle_enabled = is_lifecycle_enabled
+        self.reload_state = ReloadState()
+        self.denied: dict[Reason, int] = dict.fromkeys(DENIAL_STATUS, 0)
+        self.is_draining = False
+        self.loop_lag_seconds = 0.0
+        self.started = time.time()
+        self.front: FrontState
+        self.reload: Callable[[], Awaitable[tuple[str, ...]]]
+        """Load the configuration anew; the problems that kept the old one in force, if any."""
+        self._lines_lost_by_closed_logs = 0
+
+    def record(self, exchange: Exchange, route: Route | None = None) -> None:
+        """Take down what a request became: metrics, history, access log, state changes."""
+        loop = asyncio.get_running_loop()
+        exchange.total_seconds = time.monotonic() - exchange.started
+        if route is not None:
+            change = route.record.add(exchange)
+            if change is not None:
+                self._log_change(route, change.event, change.reason, exchange)
+        elif exchange.reason is not None:
+            self.denied[exchange.reason] = self.denied.get(exchange.reason, 0) + 1
+        access_log = self.running.access_log
+        if access_log is not None:
+            line, writer = access_log
+            writer.write_soon(line(exchange), loop)
+
+    def _log_change(self, route: Route, event: str, reason: Reason, exchange: Exchange) -> None:
+        name = route.exporter.name
+        if exchange.reason is None:
+            self.log.info(event, exporter=name, after=reason)
+        else:
+            self.log.warning(event, exporter=name, reason=reason, error=exchange.message)
+
+    @property
+    def log_lines_lost(self) -> int:
+        """Lines of both logs that never reached their file."""
+        access_log = self.running.access_log
+        lost = self._lines_lost_by_closed_logs + self.log.writer.lost_lines
+        return lost + (access_log[1].lost_lines if access_log else 0)
+
+    def replace(self, running: Running) -> None:
+        """Swap the configuration in; requests under way finish on the one they began with."""
+        old, self.running = self.running, running
+        if old.access_log is not None and (
+            running.access_log is None or running.access_log[1] is not old.access_log[1]
+        ):
+            self._lines_lost_by_closed_logs += old.access_log[1].lost_lines
+            old.access_log[1].close(timeout_seconds=0)

@@ -1,0 +1,103 @@
+"""Why a request was refused or a scrape failed: one word, used everywhere.
+
+The word is at once the value of the ``X-Exporter-Proxy-Error`` response header,
+the ``reason`` label of the metrics and the ``reason`` field of the access log, so
+that what a person sees with curl can be grepped in the log and graphed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A row of the status table in the README."""
+
+    NOT_FOUND = "not_found"
+    METHOD = "method"
+    FORBIDDEN = "forbidden"
+    BAD_REQUEST = "bad_request"
+    PARAM = "param"
+    CONNECTION_LIMIT = "connection_limit"
+    HEADER_TIMEOUT = "header_timeout"
+    CONNECT = "connect"
+    PROTOCOL = "protocol"
+    REDIRECT = "redirect"
+    TOO_LARGE = "too_large"
+    SATURATED = "saturated"
+    DRAINING = "draining"
+    TIMEOUT = "timeout"
+    CLIENT_SLOW = "client_slow"
+    INTERNAL = "internal"
+    UPSTREAM_STATUS = "upstream_status"
+    TRUNCATED = "truncated"
+    CLIENT_GONE = "client_gone"
+
+
+# Refused before any exporter was asked: ``exporter_proxy_requests_denied_total``.
+DENIAL_STATUS: dict[Reason, int] = {
+    Reason.NOT_FOUND: 404,
+    Reason.METHOD: 405,
+    Reason.FORBIDDEN: 403,
+    Reason.BAD_REQUEST: 400,
+    Reason.PARAM: 403,
+    Reason.CONNECTION_LIMIT: 503,
+    Reason.HEADER_TIMEOUT: 408,
+    Reason.DRAINING: 503,
+}
+
+# A scrape that was begun and failed: ``exporter_proxy_scrape_errors_total``.
+# The status applies while the response headers are unsent; later it is an abort.
+SCRAPE_ERROR_STATUS: dict[Reason, int] = {
+    Reason.CONNECT: 502,
+    Reason.PROTOCOL: 502,
+    Reason.REDIRECT: 502,
+    Reason.TOO_LARGE: 502,
+    Reason.SATURATED: 503,
+    Reason.DRAINING: 503,
+    Reason.TIMEOUT: 504,
+    Reason.CLIENT_SLOW: 504,
+    Reason.INTERNAL: 500,
+    Reason.UPSTREAM_STATUS: 502,
+    Reason.TRUNCATED: 502,
+    # Nothing is sent: nobody is there to read it. 499 stands in the log only (nginx's number).
+    Reason.CLIENT_GONE: 499,
+}
+
+RETRY_AFTER_SECONDS: dict[Reason, int] = {
+    Reason.CONNECTION_LIMIT: 1,
+    Reason.SATURATED: 1,
+    Reason.DRAINING: 5,
+}
+
+
+class Denied(Exception):
+    """A request that is answered without asking an exporter.
+
+    ``message`` is the one line a person with curl reads; it says what to do.
+    ``status`` differs from the table only for 431 (request headers too large); ``allow`` is
+    the Allow header of a 405 (RFC 9110 section 15.5.6).
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, status: int | None = None, allow: str = "GET, HEAD"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.status = status if status is not None else DENIAL_STATUS[reason]
+        self.allow = allow
+
+
+class ScrapeError(Exception):
+    """A scrape that failed for ``reason``; ``message`` says what happened and what to try."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    @property
+    def status(self) -> int:
+        """The status to answer with while the response headers are unsent."""
+        return SCRAPE_ERROR_STATUS[self.reason]

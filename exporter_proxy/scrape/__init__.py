@@ -1,0 +1,1 @@
+"""One scrape: route, deadline, headers, relay, verification."""

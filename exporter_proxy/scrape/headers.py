@@ -1,0 +1,76 @@
+"""Which headers of a message go on to the other side, as pure functions on header lists.
+
+The request passes an allowlist: an exporter has no business with a scraper's credentials,
+cookies, ranges or conditions. The response passes a denylist: an exporter's headers are
+data, except those that speak of the connection (RFC 9110 section 7.6.1) or of a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+SCRAPE_TIMEOUT_HEADER = b"x-prometheus-scrape-timeout-seconds"
+ERROR_HEADER = b"X-Exporter-Proxy-Error"
+
+FORWARDED = frozenset((b"accept", b"accept-encoding", b"user-agent", b"traceparent", b"tracestate"))
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"proxy-connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+
+_DROPPED_FROM_RESPONSE = HOP_BY_HOP | {b"set-cookie", b"set-cookie2", ERROR_HEADER.lower()}
+
+
+def request_headers(received: Iterable[tuple[bytes, bytes]], allowed: frozenset[bytes]) -> Headers:
+    """The scraper's headers that the exporter may see. ``received`` has lower-case names.
+
+    A header that a ``Connection`` line names belongs to that connection, so it stays behind
+    even where ``allowed`` names it.
+    """
+    kept = [pair for pair in received if pair[0] in allowed]
+    named = _named_by_connection(received)
+    return [pair for pair in kept if pair[0] not in named] if named else kept
+
+
+def response_headers(received: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The exporter's headers that the scraper may see, in their order and spelling.
+
+    Repeated headers stay separate lines. Content-Length is the caller's business.
+    """
+    kept: Headers = []
+    connection_seen = False
+    for pair in received:
+        name = pair[0].lower()
+        if name in _DROPPED_FROM_RESPONSE:
+            connection_seen = connection_seen or name == b"connection"
+        else:
+            kept.append(pair)
+    if connection_seen:
+        named = _named_by_connection(received)
+        if named:
+            # Content-Length frames the message; naming it here must not unframe it.
+            kept = [pair for pair in kept if pair[0].lower() not in named]
+    return kept
+
+
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """Lower-case header names listed by all Connection lines, framing and ``close`` aside."""
+    named: set[bytes] = set()
+    for name, value in headers:
+        if len(name) == 10 and name.lower() == b"connection":
+            named.update(token.strip(b" \t").lower() for token in value.split(b","))
+    if named:
+        named -= {b"", b"close", b"content-length", b"content-type", b"content-encoding"}
+    return named

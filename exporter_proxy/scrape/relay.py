@@ -1,0 +1,79 @@
+"""Carries one answer from the exporter to the scraper, as it is and as it comes.
+
+Status and body pass unchanged. What cannot be passed on honestly (a redirect, a body over
+the limit) becomes a ScrapeError while nothing is sent yet, and a cut connection after that:
+a truncated page must never look complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
+from exporter_proxy.scrape.routing import Route
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def relay(response: httpx.Response, route: Route, exchange: Exchange, send: Send) -> None:
+    """Send the exporter's answer on; ``exchange`` tells afterwards what was sent.
+
+    Raises ScrapeError: ``redirect``, ``too_large``, ``truncated``. Where ``exchange.status`` is
+    set by then, the response has begun.
+    """
+    status = response.status_code
+    if 300 <= status < 400 and status != 304:
+        # A Location such as http://127.0.0.1:9100/ would have Prometheus scrape its own host
+        # under this host's labels.
+        raise ScrapeError(
+            Reason.REDIRECT, f"{route.backend} answered {status} (a redirect); set url to where it leads"
+        )
+    max_bytes = route.exporter.max_response_bytes
+    headers = response_headers(response.headers.raw)
+    length = _content_length(headers)
+    if length is not None and length > max_bytes:
+        raise _too_large(route, f"announced {length} bytes")
+    if status == 204 and length is not None:  # RFC 9110 section 8.6
+        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+    if route.content_type is not None:
+        headers = [pair for pair in headers if pair[0].lower() != b"content-type"]
+        headers.append((b"Content-Type", route.content_type))
+    if status >= 400:
+        exchange.reason = Reason.UPSTREAM_STATUS
+        exchange.message = f"{route.backend} answered {status}"
+        headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
+
+    exchange.status = status
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is async
+        size = len(chunk)
+        exchange.received_bytes += size
+        if exchange.received_bytes > max_bytes:
+            raise _too_large(route, f"sent more than {max_bytes} bytes")
+        exchange.waiting_for_client = True
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        exchange.waiting_for_client = False
+        exchange.sent_bytes += size
+    exchange.waiting_for_client = True
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    exchange.waiting_for_client = False
+
+
+def _content_length(headers: Headers) -> int | None:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == b"content-length":
+            return int(value)
+    return None
+
+
+def _too_large(route: Route, what: str) -> ScrapeError:
+    limit = route.exporter.max_response_bytes
+    return ScrapeError(
+        Reason.TOO_LARGE,
+        f"{route.backend} {what}, over max_response_bytes ({limit}); raise it or scrape less",
+    )

@@ -1,0 +1,110 @@
+"""From a path to the exporter behind it: everything about a scrape that can be known before it.
+
+A route is made once per exporter and configuration; it holds what each scrape would
+otherwise compute again. The table is an exact match on the raw path (no decoding, no
+normalisation, no prefix), so that nothing in a URL can choose another upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from urllib.parse import quote_plus, unquote_to_bytes
+
+import httpx
+
+from exporter_proxy.config.schema import Config, Exporter, Network
+from exporter_proxy.observe.history import ExporterRecord
+from exporter_proxy.scrape.headers import FORWARDED
+
+MakeTransport = Callable[[Exporter, tuple[Network, ...] | None], httpx.AsyncBaseTransport]
+
+
+class Route:
+    """One exporter, ready to be scraped."""
+
+    def __init__(
+        self, exporter: Exporter, path: bytes, transport: httpx.AsyncBaseTransport, record: ExporterRecord
+    ) -> None:
+        self.exporter = exporter
+        self.path = path
+        """With the route prefix."""
+        self.transport = transport
+        self.url = httpx.URL(f"{exporter.url.scheme}://{exporter.url.authority}/")
+        self.backend = exporter.url.backend
+        self.slots = asyncio.Semaphore(exporter.max_concurrent)
+        configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
+        replaced = {name.lower() for name, _ in configured}
+        passed = {name.encode("ascii") for name in exporter.pass_headers}
+        self.allowed_headers = (FORWARDED | passed) - replaced
+        """Lower-case names of the scraper's headers that pass; not those the configuration sets."""
+        if b"host" not in replaced:
+            configured.insert(0, (b"Host", exporter.url.authority.encode("ascii")))
+        self.configured_headers = configured
+        self.content_type = exporter.content_type.encode("latin-1") if exporter.content_type else None
+        self.record = record
+
+        own_path, _, own_query = exporter.url.target.partition("?")
+        params = "&".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in exporter.params)
+        query = "&".join(part for part in (own_query, params) if part)
+        self._target = (f"{own_path}?{query}" if query else own_path).encode("ascii")
+        self._query_joiner = b"&" if query else b"?"
+
+    def target(self, query: bytes) -> bytes:
+        """The origin-form to ask for: the URL's own query, then ``params``, then the scraper's.
+
+        The scraper's query passes byte for byte, order, duplicates and bad escapes included.
+        """
+        return self._target + self._query_joiner + query if query else self._target
+
+    def refused_param(self, query: bytes) -> str | None:
+        """The first parameter name in ``query`` that ``allow_params`` does not list.
+
+        Names are compared decoded. ``;`` separates parameters too: Go before 1.17 and others
+        read it so, and an exporter must not find a parameter that was not looked at here.
+        """
+        allowed = self.exporter.allow_params
+        if allowed is None or not query:
+            return None
+        for pair in query.replace(b";", b"&").split(b"&"):
+            if pair:
+                encoded_name = pair.partition(b"=")[0].replace(b"+", b" ")
+                name = unquote_to_bytes(encoded_name).decode("utf-8", "backslashreplace")
+                if name not in allowed:
+                    return name
+        return None
+
+
+class RouteTable:
+    """The routes of one configuration, by raw path."""
+
+    def __init__(self, routes: tuple[Route, ...], allow_upstreams: tuple[Network, ...] | None) -> None:
+        self.routes = routes
+        self.allow_upstreams = allow_upstreams
+        self._by_path = {route.path: route for route in routes}
+
+    def find(self, path: bytes) -> Route | None:
+        """The route whose path is exactly ``path``."""
+        return self._by_path.get(path)
+
+
+def build_routes(
+    config: Config, make_transport: MakeTransport, previous: RouteTable | None = None
+) -> RouteTable:
+    """Routes for the exporters of ``config``; those that a reload did not change are taken over.
+
+    A route taken over keeps its pool and its slots. One that changed gets new ones but keeps
+    the record: a reload must not look like a counter reset to Prometheus.
+    """
+    old = {route.exporter.name: route for route in previous.routes} if previous else {}
+    same_upstream_rule = previous is not None and previous.allow_upstreams == config.allow_upstreams
+    routes: list[Route] = []
+    for exporter in config.exporters:
+        before = old.get(exporter.name)
+        path = (config.route_prefix + exporter.path).encode("ascii")
+        if before is not None and same_upstream_rule and before.exporter == exporter and before.path == path:
+            routes.append(before)
+        else:
+            record = before.record if before is not None else ExporterRecord(exporter.name)
+            routes.append(Route(exporter, path, make_transport(exporter, config.allow_upstreams), record))
+    return RouteTable(tuple(routes), config.allow_upstreams)

@@ -1,0 +1,128 @@
+"""``scrape NAME``: one scrape as Prometheus would make it, through the daemon's own pipeline.
+
+Nothing listens and nothing else runs; status, deadline and advice are exactly what a scraper
+of the daemon would get, because the same code gives them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from exporter_proxy import __version__
+from exporter_proxy.app import App
+from exporter_proxy.config import Config
+from exporter_proxy.front.cycle import ResponseAborted
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.scrape.exposition import Summary, summarise
+from exporter_proxy.scrape.routing import build_routes
+from exporter_proxy.upstreams import make_upstream
+
+# What Prometheus 2.42 sends with the default scrape_timeout of 10 s.
+SCRAPE_HEADERS = [
+    (b"user-agent", b"exporter_proxy/" + __version__.encode()),
+    (
+        b"accept",
+        b"application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+        b"text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    ),
+    (b"accept-encoding", b"gzip"),
+    (b"x-prometheus-scrape-timeout-seconds", b"10"),
+]
+
+
+@dataclass(slots=True)
+class ScrapeResult:
+    """One scrape: what the pipeline recorded, and the answer itself."""
+
+    exchange: Exchange
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+
+    @property
+    def is_successful(self) -> bool:
+        """Whether Prometheus would have had a complete 200."""
+        return self.exchange.reason is None and self.exchange.status == 200
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Take the answer as ASGI sends it."""
+        if message["type"] == "http.response.start":
+            self.headers = {
+                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message["headers"]
+            }
+        else:
+            self.body += message.get("body", b"")
+
+
+async def scrape_once(config: Config, name: str) -> ScrapeResult:
+    """Scrape the exporter called ``name``; KeyError where there is none."""
+    routes = build_routes(config, make_upstream)
+    route = {route.exporter.name: route for route in routes.routes}[name]
+    log = DaemonLog(LogWriter("/dev/stderr"), level="error")
+    app = App(Proxy(Running(config, routes, access_log=None), log, is_lifecycle_enabled=False))
+    asyncio.get_running_loop()
+    exchange = Exchange("-", "GET", route.path, b"", time.monotonic())
+    result = ScrapeResult(exchange, str(route.exporter.url))
+    scope = {"exchange": exchange, "address": None, "headers": SCRAPE_HEADERS, "path": route.path.decode()}
+    try:
+        await app(scope, _receive, result.send)
+    except ResponseAborted:
+        pass  # the exchange says why
+    finally:
+        await route.transport.aclose()
+    return result
+
+
+async def _receive() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def report(result: ScrapeResult) -> str:
+    """What a person reads: the verdict first, the figures after it."""
+    exchange = result.exchange
+    content_type = result.headers.get("content-type", "")
+    rows = [
+        ("exporter", f"{exchange.exporter} at {result.url}"),
+        ("status", str(exchange.status)),
+        ("reason", exchange.reason or "none, it succeeded"),
+        ("deadline", f"{exchange.timeout_seconds:g} s"),
+        ("connect", _milliseconds(exchange.connect_seconds)),
+        ("first byte", _milliseconds(exchange.first_byte_seconds)),
+        ("total", _milliseconds(exchange.total_seconds)),
+    ]
+    if exchange.first_byte_seconds is not None:
+        decoded = _decoded(result)
+        size = "cannot be decoded" if decoded is None else f"{len(decoded)} decoded"
+        rows.append(("bytes", f"{exchange.received_bytes} on the wire, {size}"))
+        rows.append(("content type", content_type or "none"))
+        if decoded is not None and result.is_successful:
+            summary: Summary = summarise(decoded, content_type)
+            rows.append(("series", f"{summary.series} in {summary.families} families"))
+    lines = [f"{label + ':':14}{value}" for label, value in rows]
+    if exchange.message:
+        lines.append(f"{exchange.exporter}: {exchange.message}")
+    return "\n".join(lines) + "\n"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _decoded(result: ScrapeResult) -> bytes | None:
+    """The body without its content coding; ``None`` where Prometheus could not decode it."""
+    encoding = result.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return bytes(result.body)
+    if encoding != "gzip":
+        return None
+    try:
+        return zlib.decompress(result.body, wbits=31)
+    except zlib.error:
+        return None

@@ -1,0 +1,302 @@
+"""One connection to an exporter: writes a request, reads a response, strictly framed.
+
+httptools (llhttp) parses the head and chunked bodies. A body whose length the head gives, or
+that lasts until the connection closes, bypasses the parser: its bytes are passed on as they
+were received. What a scrape may last or weigh is for others to say; here, reading pauses
+when nobody takes what was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from typing import cast
+
+import httptools
+
+from exporter_proxy.reasons import Reason, ScrapeError
+
+READ_AHEAD_BYTES = 128 * 1024
+"""More than this unread: reading from the exporter pauses."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Headers of all interim responses and of the final one together."""
+
+_CLOSE_DELIMITED = sys.maxsize
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection that carries one scrape at a time.
+
+    ``backend`` is ``host:port`` for messages. After ``ask`` the attributes ``status``,
+    ``headers`` and ``content_length`` describe the response.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, backend: str) -> None:
+        self.closed = False
+        self.idle_since = 0.0
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.content_length: int | None = None
+        self._loop = loop
+        self._backend = backend
+        self._transport: asyncio.Transport
+        self._parser: httptools.HttpResponseParser | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
+        self._buffered_bytes = 0
+        self._body_bytes = 0
+        self._unparsed_bytes = 0
+        self._head_bytes = 0
+        self._transfer_encoding = b""
+        self._is_paused = False
+        self._is_head_request = False
+        self._is_head_complete = False
+        self._is_complete = True
+        self._is_reusable = True
+        self._error: ScrapeError | None = None
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the next request may go out on this connection."""
+        return self._is_complete and self._is_reusable and not self.closed and self._error is None
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any byte came since the request was written."""
+        return self._head_bytes > 0
+
+    async def ask(self, head: bytes, is_head_request: bool) -> None:
+        """Write a request and wait for the final response's headers.
+
+        Raises ScrapeError: ``connect`` where the connection ends first, ``protocol`` where it
+        is not valid HTTP/1, ``too_large`` where the headers are.
+        """
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.headers = []
+        self.content_length = None
+        self._transfer_encoding = b""
+        self._body_bytes = self._head_bytes = 0
+        self._is_head_request = is_head_request
+        self._is_head_complete = self._is_complete = False
+        if self.closed:  # between being taken from the pool and now
+            raise ScrapeError(Reason.CONNECT, f"{self._backend} closed the connection")
+        self._transport.write(head)
+        while not self._is_head_complete and self._error is None:
+            await self._wait()
+        if not self._is_head_complete and self._error is not None:
+            raise self._error
+
+    async def next_chunk(self) -> bytes | None:
+        """The next received part of the body, or ``None`` at its proper end.
+
+        Raises ScrapeError: ``truncated`` where the connection ends or the framing breaks first.
+        """
+        while True:
+            if self._chunks:
+                chunk = self._chunks.popleft()
+                self._buffered_bytes -= len(chunk)
+                if self._is_paused and not self._chunks and not self.closed:
+                    self._is_paused = False
+                    self._transport.resume_reading()
+                return chunk
+            if self._error is not None:
+                raise self._error
+            if self._is_complete:
+                return None
+            await self._wait()
+
+    def abort(self) -> None:
+        """Close now, whatever is under way."""
+        self._is_reusable = False
+        self._transport.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self._unparsed_bytes:
+            self._take_unparsed(data)
+        elif self._is_complete:
+            # Nothing was asked: what an exporter says unasked must not answer the next scrape.
+            self.abort()
+        else:
+            self._parse(data)
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """Called by the event loop; the exporter will send no more, so the connection closes."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by the event loop."""
+        self.closed = True
+        self._parser = None
+        if not self._is_complete and self._error is None:
+            if not self._is_head_complete:
+                self._error = self._ended_before_head(error)
+            elif self._unparsed_bytes and self.content_length is None and error is None:
+                self._unparsed_bytes = 0
+                self._is_complete = True
+            else:
+                self._error = self._truncated("reset" if error else "closed")
+        self._wake()
+
+    def _ended_before_head(self, error: Exception | None) -> ScrapeError:
+        if error is None and self._head_bytes:
+            return ScrapeError(
+                Reason.PROTOCOL, f"{self._backend} closed the connection inside its response headers"
+            )
+        how = "reset" if error else "closed"
+        return ScrapeError(
+            Reason.CONNECT,
+            f"{self._backend} {how} the connection before it answered; see the exporter's own log",
+        )
+
+    def _truncated(self, how: str) -> ScrapeError:
+        of = f" of {self.content_length}" if self.content_length is not None else ""
+        return ScrapeError(
+            Reason.TRUNCATED,
+            f"{self._backend} {how} the connection after {self._body_bytes}{of} body bytes; see its own log",
+        )
+
+    def _take_unparsed(self, data: bytes) -> None:
+        size = len(data)
+        if size > self._unparsed_bytes:
+            data = data[: self._unparsed_bytes]
+            size = self._unparsed_bytes
+            self._is_reusable = False
+        self._unparsed_bytes -= size
+        self._push(data)
+        if not self._unparsed_bytes:
+            self._is_complete = True
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None or self._error is not None:
+            return
+        if not self._is_head_complete:
+            self._head_bytes += len(data)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if parser.get_status_code() == 101:
+                self._fail_protocol("answered 101 Switching Protocols unasked")
+            elif self._is_complete:
+                self._is_reusable = False  # a proper response, then garbage
+            elif self._is_head_complete:
+                self._error = ScrapeError(
+                    Reason.TRUNCATED,
+                    f"{self._backend} sent a malformed chunk after {self._body_bytes} body bytes: {error}",
+                )
+            else:
+                self._fail_protocol(f"does not answer in HTTP: {error}")
+        if self._pieces:
+            self._push(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+            self._pieces.clear()
+        if not self._is_head_complete:
+            if self._head_bytes > MAX_HEAD_BYTES and self._error is None:
+                self._fail_too_large()
+        elif not self._is_complete and not self._transfer_encoding:
+            # From here on the length says it all: no parser, no copy.
+            length = _CLOSE_DELIMITED if self.content_length is None else self.content_length
+            self._unparsed_bytes = length - self._body_bytes
+            self._parser = None
+
+    def _push(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._buffered_bytes += len(data)
+        self._body_bytes += len(data)
+        if self._buffered_bytes > READ_AHEAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _fail_protocol(self, problem: str) -> None:
+        self._is_reusable = False
+        self._error = ScrapeError(Reason.PROTOCOL, f"{self._backend} {problem}; is it an exporter's port?")
+
+    def _fail_too_large(self) -> None:
+        self._is_reusable = False
+        self._error = ScrapeError(
+            Reason.TOO_LARGE, f"{self._backend} sent response headers of more than {MAX_HEAD_BYTES} bytes"
+        )
+
+    # httptools callbacks. Nothing is raised in them: llhttp would go on in an undefined state.
+
+    def on_message_begin(self) -> None:
+        """A response begins; after a complete one it is unasked for."""
+        if self._is_complete:
+            self._is_reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line."""
+        if self._is_head_complete:  # a trailer; RFC 9110 section 6.5.1 has it dropped unless understood
+            return
+        self.headers.append((name, value))
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            self.content_length = int(value) if value.isdigit() else None
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            self._transfer_encoding += (
+                b"," + value.strip().lower() if self._transfer_encoding else value.strip().lower()
+            )
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: an interim response is swallowed, a final one is judged."""
+        parser = self._parser
+        if self._is_complete or parser is None or self._error is not None:
+            return
+        status = parser.get_status_code()
+        if status == 101:
+            self._fail_protocol("answered 101 Switching Protocols unasked")
+            return
+        if 100 <= status < 200:
+            self.headers = []
+            self.content_length = None
+            self._transfer_encoding = b""
+            return
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0") or not 200 <= status < 600:
+            self._fail_protocol(f"answered HTTP/{version} {status}")
+        elif self._transfer_encoding and (self._transfer_encoding != b"chunked" or version == "1.0"):
+            # RFC 9112 section 6.1: an unknown coding cannot be passed on; in HTTP/1.0 it is faulty framing.
+            self._fail_protocol("answered with a Transfer-Encoding other than chunked")
+        elif sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._fail_too_large()
+        else:
+            self.status = status
+            self._is_head_complete = True
+            if self._is_head_request:
+                # llhttp cannot know that no body follows, so this connection is not used again.
+                self._is_complete = True
+                self._is_reusable = False
+            elif not parser.should_keep_alive():
+                self._is_reusable = False
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self._is_head_complete and not self._is_complete:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a message, interim ones included."""
+        if self._is_head_complete:
+            self._is_complete = True
