@@ -17,7 +17,7 @@ import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
 
-READ_AHEAD_BYTES = 128 * 1024
+READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
 MAX_HEAD_BYTES = 64 * 1024
 """Headers of all interim responses and of the final one together."""
@@ -82,8 +82,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._body_bytes = self._head_bytes = 0
         self._is_head_request = is_head_request
         self._is_head_complete = self._is_complete = False
-        if self.closed:  # between being taken from the pool and now
-            raise ScrapeError(Reason.CONNECT, f"{self._backend} closed the connection")
+        if self._error is not None:
+            raise self._error
+        if self.closed:
+            raise self._ended_before_head(None)
         self._transport.write(head)
         while not self._is_head_complete and self._error is None:
             await self._wait()
@@ -137,6 +139,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._take_unparsed(data)
         elif self._is_complete:
             # Nothing was asked: what an exporter says unasked must not answer the next scrape.
+            self._fail_protocol("spoke before it was asked")
             self.abort()
         else:
             self._parse(data)

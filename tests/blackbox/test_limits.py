@@ -8,8 +8,20 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.daemon import Daemon, proxied
-from tests.fakes.exporter import CHUNKED, CLOSE, PAGE, FakeExporter, pause, respond, send, stall, wait_for
+from tests.daemon import Daemon, proxied, wait_until
+from tests.fakes.exporter import (
+    CHUNKED,
+    CLOSE,
+    PAGE,
+    FakeExporter,
+    close,
+    pause,
+    reset,
+    respond,
+    send,
+    stall,
+    wait_for,
+)
 from tests.fakes.exporter import head as response_head
 from tests.wire import request
 
@@ -254,3 +266,22 @@ def test_a_request_in_many_small_pieces_is_one_request(daemon: Daemon, exporter:
         wire.read_reply().expect_ok(PAGE)
     assert exporter.request.target == b"/metrics?a=1"
     assert exporter.request.header("accept") == "*/*"
+
+
+# -- descriptors
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    """Scrapes that fail in every way, scrapers that leave, and idle connections that are closed."""
+    cut = [send(response_head(200, [("Content-Length", "9")]) + b"x"), close()]
+    scripts = [respond(framing=CLOSE), cut, [reset()], [send(b"nonsense\r\n\r\n"), stall()]]
+    with proxied(*scripts * 10) as (daemon, exporter):
+        daemon.get("/x/metrics").expect_ok(PAGE)
+        wait_until(lambda: daemon.metric("exporter_proxy_connections") == 1, "only this asks")
+        before = daemon.fd_count()
+        for _ in range(30):
+            daemon.get("/x/metrics")
+        exporter.play([stall()])
+        for _ in range(10):
+            daemon.connect().send(SCRAPE).close()
+        wait_until(lambda: daemon.fd_count() <= before, "all descriptors were closed")

@@ -28,6 +28,7 @@ from tests.fakes.exporter import (
     stall,
     wait_for,
 )
+from tests.fakes.ports import unanswering_port
 from tests.wire import Wire, request
 
 OTHER = b"other_page 1\n"
@@ -147,6 +148,20 @@ def test_point_20_when_the_scraper_leaves_the_exporter_is_left_within_a_second(
     wait_until(lambda: any("client_gone" in line for line in daemon.output_lines[seen:]), "it was logged")
     logged = [json.loads(line) for line in daemon.output_lines[seen:] if "client_gone" in line]
     assert [(entry["status"], entry["reason"]) for entry in logged] == [(499, "client_gone")]
+
+
+def test_point_20_a_scraper_that_leaves_during_the_connect_ends_it() -> None:
+    with (
+        unanswering_port() as port,
+        Daemon({"exporters": {"x": {"url": f"http://127.0.0.1:{port}/metrics"}}}) as daemon,
+    ):
+        with daemon.connect() as wire:
+            wire.exchange(request("/nobody"))
+            descriptors = daemon.fd_count()
+            wire.send(request("/x/metrics"))
+            wait_until(lambda: daemon.fd_count() == descriptors + 1, "it connects to the exporter")
+        daemon.wait_for_metric(1, "exporter_proxy_scrape_errors_total", exporter="x", reason="client_gone")
+        wait_until(lambda: daemon.fd_count() < descriptors, "both sockets were closed", timeout_seconds=1.0)
 
 
 def test_point_20_a_scraper_that_leaves_while_waiting_for_a_slot_frees_its_place() -> None:

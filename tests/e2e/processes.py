@@ -27,7 +27,7 @@ EXPORTER_COMMANDS: dict[str, tuple[str, ...]] = {
     "node_exporter": ("prometheus-node-exporter",),
     "redis_exporter": ("prometheus-redis-exporter",),
     "blackbox_exporter": ("prometheus-blackbox-exporter",),
-    "process_exporter": ("prometheus-process-exporter", "-procnames=prometheus-process-exporter"),
+    "process_exporter": ("prometheus-process-exporter", "-procnames=prometheus-proc"),
     "mysqld_exporter": ("prometheus-mysqld-exporter",),
     "postgres_exporter": ("prometheus-postgres-exporter",),
 }
@@ -35,7 +35,7 @@ DATA_SOURCES = {
     "mysqld_exporter": "nobody:none@(127.0.0.1:1)/",
     "postgres_exporter": "postgresql://nobody:none@127.0.0.1:1/none?sslmode=disable",
 }
-"""Databases that are down: their exporters answer all the same."""
+"""Databases that are down: their exporters answer all the same, postgres_exporter after one second."""
 
 
 def start_process(

@@ -122,19 +122,23 @@ def test_file_of_the_go_original_loads_unchanged(certificates: Path, monkeypatch
     """Its relative paths are taken from the working directory, and kept as they are written."""
     monkeypatch.chdir(certificates)
     config = load_good("go-original")
-    assert config.listen == (ListenAddress("0.0.0.0", 9099),)
+    assert config.listen == (ListenAddress("127.0.0.1", 8080),)
     assert config.tls == TlsFiles(cert_file="./server.crt", key_file="./server.key")
-    assert config.shutdown_timeout_seconds == 10.0
-    assert config.error_log_path == "./error.log"
+    assert config.shutdown_timeout_seconds == 90.0
+    assert config.error_log_path == "./logs/error.log"
     fields = ("time", "time_nsec", "status", "size", "reqtime_nsec", "backend", "path", "query", "method")
-    assert config.access_log == AccessLog(format="ltsv", path="./access.log", fields=fields)
+    assert config.access_log == AccessLog(format="ltsv", path="./logs/access.log", fields=fields)
     assert config.exporters == (
-        exporter("node_exporter"),
-        exporter("mysqld_exporter", 9104),
+        exporter("redis", path="/redis", url=UpstreamUrl("http", "localhost", 9121, "/metrics")),
         exporter(
-            "self_signed",
-            path="/self/signed",
-            url=UpstreamUrl("https", "self-signed.badssl.com", 443, "/"),
+            "postgres",
+            path="/db/postgres",
+            url=UpstreamUrl("http", "127.0.0.1", 9187, "/metrics?collect=locks"),
+        ),
+        exporter(
+            "appliance",
+            path="/appliance/metrics",
+            url=UpstreamUrl("https", "appliance.example.org", 443, "/"),
             insecure_skip_verify=True,
         ),
     )

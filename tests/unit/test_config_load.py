@@ -150,7 +150,7 @@ def test_one_mistake_behind_many_aliases_is_shown_once() -> None:
         b"  b%d: {<<: *a, path: /b%d}\n" % (number, number) for number in range(100)
     )
     assert problems(data) == [
-        'config.yml:2:35: exporters.a.timeout: expected a duration such as "10s", got the number 5: '
+        'config.yml:2:34: exporters.a.timeout: expected a duration such as "10s", got the number 5: '
         "the unit is missing"
     ]
 

@@ -2,9 +2,17 @@
 
 A grammar comes in several strengths. Its patterns match any number of whole entries at the
 speed of compiled C, the narrower the faster; ``step`` reads the one entry they stopped at,
-token by token as Prometheus's lexer does, and is the judge. Whatever a pattern
-matches, ``step`` must accept. No pattern here can backtrack: every repetition is possessive,
-so the time is linear in the input whatever the input.
+token by token as Prometheus's lexer does, and is the judge. Whatever a pattern matches,
+``step`` must accept.
+
+How patterns are written here, and why:
+
+- Runs of bytes are possessive (``*+``) and what follows a run can never begin with a byte of
+  it, so there is one way to match anything, and time is linear in the input, whatever it is.
+- Groups are repeated greedily, never possessively: Python before 3.11.5 leaves the position
+  wrong where the last round of a possessive group fails (Debian 12 has 3.11.2). Each entry
+  is an atomic group instead. ``(?:...|)`` is an optional group.
+- A repeated group costs memory for each round, so its rounds are bounded.
 """
 
 from __future__ import annotations
@@ -18,15 +26,12 @@ COMMA, EQUALS, BACKSLASH, NUL = b",=\\\0"
 NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 LABEL_NAME = rb"[a-zA-Z_][a-zA-Z0-9_]*+"
 # At most 200 digits before the point and two in the exponent cannot overflow a float.
-SMALL_FLOAT = (
-    rb"(?:[+-]?+(?:[0-9]{1,200}+(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][+-]?+[0-9]{1,2}+)?+"
-    rb"|(?i:nan|[+-]?+inf(?:inity)?+))"
-)
-# The usual numbers, cheaper to match: in a first set of alternatives most lines end at once.
-FRACTION = rb"(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]{1,2}+)?+"
+FRACTION = rb"(?:\.[0-9]*+|)(?:[eE][+-]?+[0-9]{1,2}+|)"
+SMALL_DECIMAL = rb"[+-]?+(?:[0-9]{1,200}+|(?=\.[0-9]))" + FRACTION
+SMALL_FLOAT = rb"(?:" + SMALL_DECIMAL + rb"|(?i:nan|[+-]?+inf(?:inity|)))"
 # Positive sets: the regular expression engine tests them in one step per byte.
-_UNQUOTED = rb"[\x01-\x09\x0b-!#-\[\]-\xff]"
-QUOTED = rb'"' + _UNQUOTED + rb'*+(?:"|(?:\\[\x01-\x09\x0b-\xff]' + _UNQUOTED + rb'*+)++")'
+_UNQUOTED = rb"[\x01-\x09\x0b-!#-\[\]-\xff]*+"
+QUOTED = rb'(?>"' + _UNQUOTED + rb'(?:"|(?:\\[\x01-\x09\x0b-\xff]' + _UNQUOTED + rb'){1,1000}"))'
 TEXT_TO_LF = rb"[\x01-\x09\x0b-\xff]*+"
 
 
@@ -39,8 +44,7 @@ name_pattern = re.compile(NAME)
 label_name_pattern = re.compile(LABEL_NAME)
 
 _float_pattern = re.compile(
-    rb"[+-]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][+-]?+[0-9]++)?+"
-    rb"|(?i:nan|[+-]?+inf(?:inity)?+)"
+    rb"[+-]?+(?:[0-9]++(?:\.[0-9]*+|)|\.[0-9]++)(?:[eE][+-]?+[0-9]++|)|(?i:nan|[+-]?+inf(?:inity|))"
 )
 _cut_escape = re.compile(rb"\\\x00*+")
 _RANGE_CHECK_MAX_BYTES = 4096
@@ -98,9 +102,23 @@ class Grammar(Protocol):
     def step(self, data: bytes, at: int, end: int) -> int:
         """Read the entry of ``data`` that begins at ``at``; return where the next one begins.
 
-        Nothing at or after ``end`` is looked at. Raises ``Rejected``, ``Incomplete`` or
-        ``EndOfPage``.
+        Nothing at or after ``end`` is looked at; before it there is a line break, or more
+        than any keyword. Raises ``Rejected``, ``Incomplete`` or ``EndOfPage``.
         """
+
+
+def many(entry: bytes) -> re.Pattern[bytes]:
+    """As many of ``entry`` as there are, up to a thousand."""
+    return re.compile(rb"(?:(?>" + entry + rb")){0,1000}")
+
+
+def match_end(pattern: re.Pattern[bytes], data: bytes, at: int, end: int) -> int:
+    """The position after all that ``pattern`` matches from ``at`` on, round after round."""
+    while found := pattern.match(data, at, end):
+        if found.end() == at:
+            break
+        at = found.end()
+    return at
 
 
 def after_quoted(body: re.Pattern[bytes], data: bytes, at: int, end: int, what: str) -> int:
@@ -108,9 +126,7 @@ def after_quoted(body: re.Pattern[bytes], data: bytes, at: int, end: int, what: 
 
     ``body`` matches as much as may stand between the quotes.
     """
-    stop = body.match(data, at + 1, end)
-    assert stop is not None  # matches the empty string
-    at = stop.end()
+    at = match_end(body, data, at + 1, end)
     if at == end or _cut_escape.fullmatch(data, at, end):
         raise Incomplete(ends_at_line_break=False)
     if data[at] != QUOTE:

@@ -8,10 +8,17 @@ for more. Entries longer than ``ENTRY_LIMIT_BYTES`` are let through unjudged.
 from __future__ import annotations
 
 import codecs
-import re
 from typing import NoReturn
 
-from exporter_proxy.scrape.exposition.grammar import BACKSLASH, NUL, EndOfPage, Grammar, Incomplete, Rejected
+from exporter_proxy.scrape.exposition.grammar import (
+    BACKSLASH,
+    NUL,
+    EndOfPage,
+    Grammar,
+    Incomplete,
+    Rejected,
+    match_end,
+)
 from exporter_proxy.scrape.exposition.verdict import Malformed, excerpt_of
 
 ENTRY_LIMIT_BYTES = 1 << 20
@@ -78,12 +85,13 @@ class LineVerifier:
             return
         rest = b"".join(self._pending)
         if rest:
-            # Prometheus does the same: the last line break may be missing.
-            self._judge(rest + b"\n", len(rest) + 1)
-            if self._pending_bytes and not self._unjudged:
-                raise Malformed(
-                    self._count_lines() + 1, excerpt_of(rest, 0, 0), "the body ends inside quotes or braces"
-                )
+            if not rest.endswith(b"\n"):
+                # Prometheus does the same: the last line break may be missing.
+                rest += b"\n"
+            self._judge(rest, len(rest))
+            if self._pending:
+                line, excerpt = self._count_lines() + 1, excerpt_of(self._pending[0], 0, 0)
+                raise Malformed(line, excerpt, "the body ends inside quotes or braces")
         if self._grammar.needs_end and not self._ended:
             raise Malformed(max(self._count_lines(), 1), "", "the body does not end with # EOF")
 
@@ -109,10 +117,10 @@ class LineVerifier:
             while at < end:
                 if valid_to <= at:
                     valid_to = _valid_utf8_to(block, at, end)
-                at = _match_end(pattern, block, at, valid_to)
+                at = match_end(pattern, block, at, valid_to)
                 if at < valid_to and pattern is not grammar.general:
                     pattern = grammar.general
-                    at = _match_end(pattern, block, at, valid_to)
+                    at = match_end(pattern, block, at, valid_to)
                 if at < end:
                     at = grammar.step(block, at, end)
         except Incomplete:
@@ -158,11 +166,6 @@ class LineVerifier:
         # Prometheus's lexer drops NULs there, as padding of a fixed buffer would be.
         if self._grammar.needs_end and data[at:].strip(b"\0"):
             raise Malformed(self._count_lines() + 1, "", "something follows # EOF")
-
-
-def _match_end(pattern: re.Pattern[bytes], data: bytes, at: int, end: int) -> int:
-    found = pattern.match(data, at, end)
-    return found.end() if found else at
 
 
 def _valid_utf8_to(data: bytes, at: int, end: int) -> int:

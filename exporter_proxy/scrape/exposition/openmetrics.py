@@ -25,6 +25,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     QUOTE,
     QUOTED,
     RIGHT_BRACE,
+    SMALL_DECIMAL,
     SMALL_FLOAT,
     TEXT_TO_LF,
     EndOfPage,
@@ -34,6 +35,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     check_utf8,
     keyword,
     label_name_pattern,
+    many,
     name_pattern,
     read_float,
     reject_start,
@@ -51,40 +53,39 @@ _TYPES = rb"(?:" + rb"|".join(sorted(TYPES)) + rb")"
 
 def _canonical(text: bytes) -> re.Pattern[bytes]:
     label = LABEL_NAME + rb"=" + QUOTED
-    labels = label + rb"(?:," + label + rb")*+\} "
+    labels = label + rb"(?:," + label + rb"){0,1000}\} "
     number = rb"(?:-?+[0-9]{1,200}+" + FRACTION + rb"|NaN|[+-]?+Inf)"
-    timestamp = rb"(?: [0-9]{1,200}+" + FRACTION + rb")?+"
-    exemplar = rb"(?: # \{(?:" + labels + rb"|\} )" + number + timestamp + rb")?+\n"
+    timestamp = rb"(?: [0-9]{1,200}+" + FRACTION + rb"|)"
+    exemplar = rb"(?: # \{(?:" + labels + rb"|\} )" + number + timestamp + rb"|)\n"
     value = rb"(?:[0-9]{1,200}+(?:\n|" + FRACTION + timestamp + exemplar + rb")"
     value += rb"|" + number + timestamp + exemplar + rb")"
     sample = NAME + rb"(?: |\{" + labels + rb"|\{\} )" + value
     metadata = rb"# (?:HELP " + NAME + rb" " + text + rb"\n|TYPE " + NAME + rb" " + _TYPES + rb"\n)"
-    return re.compile(rb"(?:" + sample + rb"|" + metadata + rb")*+")
+    return many(sample + rb"|" + metadata)
 
 
 def _general() -> re.Pattern[bytes]:
     """All but units, NULs, line breaks in quotes, and numbers of great length."""
     label = rb"(?:" + LABEL_NAME + rb"|" + QUOTED + rb")=" + QUOTED
-    labels = rb"\{(?:" + label + rb"(?:," + label + rb")*+,?+)?+\}"
-    named = rb"\{" + QUOTED + rb"(?:," + label + rb")*+,?+\}"
-    timestamp = rb"(?: [+-]?+[0-9]{1,200}+(?:\.[0-9]*+)?+(?:[eE][+-]?+[0-9]{1,2}+)?+)?+"
-    exemplar = rb"(?: # " + labels + rb" " + SMALL_FLOAT + timestamp + rb")?+"
+    labels = rb"\{(?:" + label + rb"(?:," + label + rb"){0,1000},?+|)\}"
+    named = rb"\{" + QUOTED + rb"(?:," + label + rb"){0,1000},?+\}"
+    timestamp = rb"(?: " + SMALL_DECIMAL + rb"|)"
+    exemplar = rb"(?: # " + labels + rb" " + SMALL_FLOAT + timestamp + rb"|)"
     series = rb"(?:" + NAME + rb"(?: |" + labels + rb" )|" + named + rb" )"
     sample = series + SMALL_FLOAT + timestamp + exemplar + rb"\n"
     name = rb"(?:" + NAME + rb"|" + QUOTED + rb") "
     metadata = rb"# (?:HELP " + name + TEXT_TO_LF + rb"\n|TYPE " + name + _TYPES + rb"\n)"
-    return re.compile(rb"(?:" + sample + rb"|" + metadata + rb")*+")
+    return many(sample + rb"|" + metadata)
 
 
 _keywords = {word: re.compile(rb"# " + keyword(word.encode(), rb" ")) for word in ("HELP", "TYPE", "UNIT")}
 _end_mark = re.compile(rb"# " + keyword(b"EOF", rb""))
-_cut_keyword = re.compile(rb"#(?: (?:H|HE|HEL|HELP|T|TY|TYP|TYPE|U|UN|UNI|UNIT|E|EO|EOF)?+)?+")
 _number_token = re.compile(rb"[^ \n\x00]++")
 _nuls = re.compile(rb"\x00*+")
-_name_body = re.compile(rb'(?:[^"\\\x00]++|\\[^\n\x00])*+')
+_name_body = many(rb'[^"\\\x00]++|\\[^\n\x00]')
 # Prometheus's lexer drops NULs from a label value before it looks at what they stand between.
-_value_body = re.compile(rb'(?:[^"\\\n]++|\\\x00*+[^\n\x00])*+')
-_exemplar_value_body = re.compile(rb'(?:[^"\\\n\x00]++|\\[^\n\x00])*+')
+_value_body = many(rb'[^"\\\n]++|\\\x00*+[^\n\x00]')
+_exemplar_value_body = many(rb'[^"\\\n\x00]++|\\[^\n\x00]')
 
 
 class OpenMetricsGrammar:
@@ -213,8 +214,6 @@ def _metadata(data: bytes, at: int, end: int) -> int:
         found = pattern.match(data, at, end)
         if found:
             return _described(word, data, found.end(), end)
-    if _cut_keyword.fullmatch(data, at, end):
-        raise Incomplete
     raise Rejected(at, "expected # HELP, # TYPE, # UNIT or # EOF: OpenMetrics knows no other comment")
 
 

@@ -14,14 +14,13 @@ from exporter_proxy.scrape.exposition.content_type import Format, format_of
 from exporter_proxy.scrape.exposition.protobuf import ProtobufVerifier
 from exporter_proxy.scrape.exposition.verdict import Malformed
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_STRING = rb'(?>"(?:[^"\\]++|\\.){0,10000}")'
 _TYPED = re.compile(
     rb"^[ \t]*+#[ \t]++TYPE[ \t]++([a-zA-Z_:][a-zA-Z0-9_:]*+|" + _STRING + rb")", re.MULTILINE | re.DOTALL
 )
+_BRACES = rb'\{(?:[^"}\n]++|' + _STRING + rb"){0,10000}\}"
 _SAMPLE = re.compile(
-    rb"^[ \t]*+(?:([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+)?(\{(?:[^\"}\n]++|"
-    + _STRING
-    + rb")*+\})?+[ \t]*+[^\s{]",
+    rb"^[ \t]*+(?:([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+|)(" + _BRACES + rb"|)[ \t]*+[^\s{]",
     re.MULTILINE | re.DOTALL,
 )
 _NAME_IN_BRACES = re.compile(rb"[{,][ \t]*+(" + _STRING + rb")[ \t]*+[,}]", re.DOTALL)
@@ -53,7 +52,7 @@ def summarise(body: bytes, content_type: str | None) -> Summary:
     for sample in _SAMPLE.finditer(body):
         name, braces = sample.groups()
         if name is None:
-            if braces is None:
+            if not braces:
                 continue
             in_braces = _NAME_IN_BRACES.search(braces)
             name = in_braces[1].strip(b'"') if in_braces else braces

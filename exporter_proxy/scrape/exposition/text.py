@@ -35,6 +35,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     check_utf8,
     keyword,
     label_name_pattern,
+    many,
     name_pattern,
     read_float,
     reject_start,
@@ -50,8 +51,8 @@ _B = rb"[ \t]*+"
 def _canonical(quoted: bytes, text: bytes) -> re.Pattern[bytes]:
     """One blank where one is needed, at most one after a comma, none elsewhere."""
     label = LABEL_NAME + rb"=" + quoted
-    labels = rb"\{" + label + rb"(?:, ?+" + label + rb")*+,?+\} "
-    timestamp = rb"(?: [0-9]{1,18}+)?+\n"
+    labels = rb"\{" + label + rb"(?:, ?+" + label + rb"){0,1000},?+\} "
+    timestamp = rb"(?: [0-9]{1,18}+|)\n"
     value = (
         rb"(?:[0-9]{1,200}+(?:\n|" + FRACTION + timestamp + rb")"
         rb"|(?:-[0-9]{1,200}+" + FRACTION + rb"|NaN|[+-]?+Inf)" + timestamp + rb")"
@@ -59,17 +60,17 @@ def _canonical(quoted: bytes, text: bytes) -> re.Pattern[bytes]:
     sample = NAME + rb"(?: |" + labels + rb"|\{\} )" + value
     # Past its first byte the name in a HELP line runs into the text as far as the lexer cares.
     metadata = rb"# (?:HELP [a-zA-Z_:]" + text + rb"\n|TYPE " + NAME + rb" " + _TYPES + rb"\n)"
-    return re.compile(rb"(?:" + sample + rb"|" + metadata + rb")*+")
+    return many(sample + rb"|" + metadata)
 
 
 def _general() -> re.Pattern[bytes]:
     """All but NULs, line breaks in quotes, and numbers of great length."""
     label = rb"(?:" + LABEL_NAME + rb"|" + QUOTED + rb")" + _B + rb"=" + _B + QUOTED + _B
-    more = rb"(?:" + label + rb",?+" + _B + rb")*+"
+    more = rb"(?:" + label + rb",?+" + _B + rb"){0,1000}"
     labels = rb"\{" + _B + more + rb"\}" + _B
-    named = rb"\{" + _B + more + QUOTED + _B + rb"(?:," + _B + more + rb")?+\}" + _B
-    timestamp = rb"(?:[ \t]++(?:[0-9]{1,18}+" + _B + rb")?+)?+"
-    sample = rb"(?:" + NAME + _B + rb"(?:" + labels + rb")?+|" + named + rb")" + SMALL_FLOAT + timestamp
+    named = rb"\{" + _B + more + QUOTED + _B + rb"(?:," + _B + more + rb"|)\}" + _B
+    timestamp = rb"(?:[ \t]++(?:[0-9]{1,18}+" + _B + rb"|)|)"
+    sample = rb"(?:" + NAME + _B + rb"(?:" + labels + rb"|)|" + named + rb")" + SMALL_FLOAT + timestamp
     name = rb"(?:" + NAME + rb"|" + QUOTED + rb")"
     comment = (
         rb"#(?:[ \t]++(?:HELP[ \t]++(?:[a-zA-Z_:]|"
@@ -85,19 +86,19 @@ def _general() -> re.Pattern[bytes]:
         + rb")"
         rb"|(?![ \t])" + TEXT_TO_LF + rb")"
     )
-    return re.compile(rb"(?:" + _B + rb"(?:" + sample + rb"|" + comment + rb"|)\n)*+")
+    return many(_B + rb"(?:" + sample + rb"|" + comment + rb"|)\n")
 
 
 _blanks = re.compile(_B)
-_blanks_and_nuls = re.compile(rb"(?:[ \t]\x00*+)*+")
+_blanks_and_nuls = re.compile(rb"[ \t][ \t\x00]*+")
 _nuls = re.compile(rb"\x00*+")
-_help = re.compile(keyword(b"HELP", rb"[ \t](?:[ \t]|\x00)*+"))
-_type = re.compile(keyword(b"TYPE", rb"[ \t](?:[ \t]|\x00)*+"))
+_help = re.compile(keyword(b"HELP", rb"[ \t][ \t\x00]*+"))
+_type = re.compile(keyword(b"TYPE", rb"[ \t][ \t\x00]*+"))
 _value_token = re.compile(rb"[^{ \t\n\x00]++")
 _digits = re.compile(rb"[0-9]++")
-_name_body = re.compile(rb'(?:[^"\\\x00]++|\\[^\n\x00])*+')
+_name_body = many(rb'[^"\\\x00]++|\\[^\n\x00]')
 # Prometheus's lexer drops NULs from a label value before it looks at what they stand between.
-_value_body = re.compile(rb'(?:[^"\\]++|\\\x00*+[^\n\x00])*+')
+_value_body = many(rb'[^"\\]++|\\\x00*+[^\n\x00]')
 
 
 def _skip(pattern: re.Pattern[bytes], data: bytes, at: int, end: int) -> int:
@@ -216,10 +217,11 @@ def _comment(data: bytes, at: int, end: int) -> int:
     if nul >= 0 and at in (start, nul):
         # The lexer minds a NUL until it has read "# ", and takes it for the end of the page.
         raise EndOfPage(nul)
-    if found := _help.match(data, at, end):
-        return _metadata("HELP", data, found.end(), end)
-    if found := _type.match(data, at, end):
-        return _metadata("TYPE", data, found.end(), end)
+    if at > start:
+        if found := _help.match(data, at, end):
+            return _metadata("HELP", data, found.end(), end)
+        if found := _type.match(data, at, end):
+            return _metadata("TYPE", data, found.end(), end)
     if line_feed < 0:
         raise Incomplete
     return line_feed + 1

@@ -1,0 +1,109 @@
+"""``config.example.yml`` is the reference of all keys: it loads, as it is and with every key in use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+
+from exporter_proxy.config import TlsFiles, parse_config
+from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
+from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
+from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, ACCESS_LOG_FORMATS, DEFAULT_ACCESS_LOG_FIELDS
+
+EXAMPLE = (Path(__file__).parents[2] / "config.example.yml").read_text(encoding="utf-8")
+MINIMAL = b"exporters: {node_exporter: {url: http://127.0.0.1:9100/metrics}}"
+
+# A key that is commented out has no blank between "#" and its name; text has one.
+_COMMENTED_KEY = re.compile(r"^(\s*)#(?=[a-z_]+:)", re.MULTILINE)
+
+
+def uncommented(only: str | None = None) -> str:
+    """The example with all its keys in use, or only the top-level key ``only`` and what is under it."""
+    if only is None:
+        return _COMMENTED_KEY.sub(r"\1", EXAMPLE)
+    lines = []
+    current = None
+    for line in EXAMPLE.splitlines():
+        top = re.match(r"#?([a-z_]+):", line)
+        current = top.group(1) if top else current
+        lines.append(_COMMENTED_KEY.sub(r"\1", line) if current == only else line)
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def tls_files(tmp_path: Path) -> TlsFiles:
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    return TlsFiles(str(tmp_path / "server.crt"), str(tmp_path / "server.key"))
+
+
+def with_real_files(text: str, tls_files: TlsFiles) -> bytes:
+    text = text.replace("/etc/exporter_proxy/server.crt", tls_files.cert_file)
+    return text.replace("/etc/exporter_proxy/server.key", tls_files.key_file).encode()
+
+
+def test_loads_as_it_is_and_means_the_defaults() -> None:
+    example = parse_config(EXAMPLE.encode(), "config.yml")
+    assert replace(example, sha256="") == replace(parse_config(MINIMAL, "config.yml"), sha256="")
+
+
+@pytest.mark.parametrize(
+    ("parent", "keys"),
+    [
+        ("", TOP_KEYS),
+        ("tls", TLS_KEYS),
+        ("defaults", DEFAULTS_KEYS),
+        ("access_log", ACCESS_LOG_KEYS),
+        ("error_log", ERROR_LOG_KEYS),
+        ("node_exporter", EXPORTER_KEYS),
+    ],
+)
+def test_has_every_key_in_its_place_with_a_text_before_it(parent: str, keys: tuple[str, ...]) -> None:
+    found: list[str] = []
+    parents: list[str] = []
+    for line in uncommented().splitlines():
+        match = re.match(r"( *)([a-z_]+):", line)
+        if match:
+            depth = len(match.group(1)) // 2
+            parents[depth:] = [match.group(2)]
+            if (parents[depth - 1] if depth else "") == parent:
+                found.append(match.group(2))
+    assert sorted(found) == sorted(keys)
+
+
+def test_loads_with_every_key_in_use(tls_files: TlsFiles) -> None:
+    config = parse_config(with_real_files(uncommented(), tls_files), "config.yml")
+    assert config.tls == tls_files
+    assert config.access_log is not None
+    assert config.access_log.fields == DEFAULT_ACCESS_LOG_FIELDS
+    assert config.error_log_path == "./error.log"
+    assert config.exporters[0].params == (("module", "http_2xx"), ("debug", "false"))
+
+
+@pytest.mark.parametrize("key", [key for key in TOP_KEYS if key != "exporters"])
+def test_each_key_can_be_put_to_use_alone(key: str, tls_files: TlsFiles) -> None:
+    text = uncommented(only=key)
+    assert text.splitlines() != EXAMPLE.splitlines()
+    assert parse_config(with_real_files(text, tls_files), "config.yml")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("listen", "route_prefix", "shutdown_timeout", "keep_alive_timeout", "read_header_timeout"),
+        *("max_header_bytes", "max_connections"),
+    ],
+)
+def test_keys_with_a_default_are_shown_at_it(key: str) -> None:
+    changed = parse_config(uncommented(only=key).encode(), "config.yml")
+    assert replace(changed, sha256="") == replace(parse_config(MINIMAL, "config.yml"), sha256="")
+
+
+@pytest.mark.parametrize("word", [*ACCESS_LOG_FIELDS, *ACCESS_LOG_FORMATS])
+def test_names_every_log_field_and_format(word: str) -> None:
+    assert re.search(rf"\b{word}\b", EXAMPLE[EXAMPLE.index("# One line for each request") :])
