@@ -14,9 +14,9 @@ from typing import Any
 
 from exporter_proxy.access import Address, is_allowed
 from exporter_proxy.front.answers import error_body, error_headers
-from exporter_proxy.front.cycle import ResponseAborted
+from exporter_proxy.front.cycle import ResponseAborted, ScraperGone
 from exporter_proxy.observe.exchange import Exchange
-from exporter_proxy.pages import PAGES
+from exporter_proxy.pages import find_page
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason, ScrapeError
 from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
@@ -54,28 +54,21 @@ class App:
         except Denied as denied:
             route = None
             await _send_denial(denied, exchange, send)
-        except asyncio.CancelledError:
+        except (ScraperGone, asyncio.CancelledError):
             await _interrupted(exchange, send)
         except ResponseAborted:
             raise
         except Exception as error:
-            exchange.reason = Reason.INTERNAL
-            exchange.message = repr(error)
+            self._proxy.log.defect(error, path=exchange.path.decode("latin-1"))
             await _send_error(
                 ScrapeError(Reason.INTERNAL, "a defect in exporter_proxy; see its log"), exchange, send
             )
-            raise
         finally:
             self._proxy.record(exchange, route)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send, running: Running) -> None:
         exchange: Exchange = scope["exchange"]
-        path = (
-            scope["path"].removeprefix(running.config.route_prefix)
-            if running.config.route_prefix
-            else scope["path"]
-        )
-        page = PAGES.get(path) if scope["path"].startswith(running.config.route_prefix) else None
+        page = find_page(scope["path"], running.config.route_prefix)
         if page is None:
             raise Denied(Reason.NOT_FOUND, _paths_text(scope["address"], running))
         check_method(exchange.method, page.methods)
@@ -92,20 +85,13 @@ class App:
         timeout = total_timeout_seconds(exporter.timeout_seconds, exporter.timeout_offset_seconds, wanted)
         exchange.timeout_seconds = timeout
         deadline = exchange.started + timeout
-        asyncio.get_running_loop()
         stage = "slot"
         record.in_flight += 1
         try:
             async with asyncio.timeout_at(deadline), route.slots:
-                stage = "connect"
-                headers = route.configured_headers + request_headers(received, route.allowed_headers)
-                if wanted is not None:
-                    headers.append(
-                        (b"X-Prometheus-Scrape-Timeout-Seconds", b"%.3f" % (deadline - time.monotonic()))
-                    )
-                request = ScrapeRequest(
-                    exchange.method, route.url, route.target(exchange.query), headers, exchange
-                )
+                stage = "answer"
+                left_seconds = deadline - time.monotonic()
+                request = _upstream_request(route, exchange, received, left_seconds if wanted else None)
                 response = await route.transport.handle_async_request(request)
                 exchange.first_byte_seconds = time.monotonic() - exchange.started
                 stage = "body"
@@ -119,6 +105,16 @@ class App:
             await _send_error(error, exchange, send)
         finally:
             record.in_flight -= 1
+
+
+def _upstream_request(
+    route: Route, exchange: Exchange, received: Headers, left_seconds: float | None
+) -> ScrapeRequest:
+    """What the exporter is asked; ``left_seconds`` stands in for the scraper's own timeout header."""
+    headers = route.configured_headers + request_headers(received, route.allowed_headers)
+    if left_seconds is not None:
+        headers.append((b"X-Prometheus-Scrape-Timeout-Seconds", b"%.3f" % left_seconds))
+    return ScrapeRequest(exchange.method, route.url, route.target(exchange.query), headers, exchange)
 
 
 def check_address(address: Address | None, running: Running) -> None:

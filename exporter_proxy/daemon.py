@@ -224,7 +224,6 @@ class Daemon:
 
     async def _measure_lag(self) -> None:
         """How late a one-second timer fires: what every scrape waits when the loop is held."""
-        asyncio.get_running_loop()
         samples = [0.0] * LAG_SAMPLES
         while True:
             for index in range(LAG_SAMPLES):

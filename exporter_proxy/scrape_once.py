@@ -6,7 +6,6 @@ of the daemon would get, because the same code gives them.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -67,7 +66,6 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
     route = {route.exporter.name: route for route in routes.routes}[name]
     log = DaemonLog(LogWriter("/dev/stderr"), level="error")
     app = App(Proxy(Running(config, routes, access_log=None), log, is_lifecycle_enabled=False))
-    asyncio.get_running_loop()
     exchange = Exchange("-", "GET", route.path, b"", time.monotonic())
     result = ScrapeResult(exchange, str(route.exporter.url))
     scope = {"exchange": exchange, "address": None, "headers": SCRAPE_HEADERS, "path": route.path.decode()}

@@ -49,7 +49,10 @@ class Reply:
     """Names in lower case, in the order of arrival, repetitions kept."""
     body: bytes
     ended: str
-    """``complete``: as its framing says; ``eof`` or ``reset``: cut in that way."""
+    """``complete``: as its framing says; ``eof`` or ``reset``: cut in that way.
+
+    An end of TLS without close_notify counts as a reset: it may be anybody's doing.
+    """
     informational: tuple[int, ...]
     """Statuses of the 1xx responses that came first."""
     head_after_seconds: float
@@ -121,7 +124,7 @@ class Wire:
         try:
             self.sock.connect(address)
             if tls is not None:
-                self.sock = tls.wrap_socket(self.sock, server_hostname=address[0])
+                self.sock = tls.wrap_socket(self.sock, server_hostname=address[0], suppress_ragged_eofs=False)
         except OSError:
             self.sock.close()
             raise
@@ -184,7 +187,7 @@ class Wire:
             if event is h11.NEED_DATA:
                 try:
                     data = self._receive()
-                except ConnectionResetError:
+                except (ConnectionResetError, ssl.SSLEOFError):
                     ended = "reset"
                     break
                 at_end = not data

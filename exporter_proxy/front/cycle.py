@@ -29,12 +29,17 @@ class ResponseAborted(Exception):
     """
 
 
+class ScraperGone(Exception):
+    """Raised by ``send`` where the connection closed between the scraper's leaving and its being told."""
+
+
 class Cycle:
     """Made when a request's headers are complete; ``keep_alive`` may be withdrawn until it answers."""
 
     __slots__ = (
         "_done",
         "_flow",
+        "_head",
         "_is_chunked",
         "_is_close_delimited",
         "_left_bytes",
@@ -43,7 +48,6 @@ class Cycle:
         "_transport",
         "exchange",
         "is_complete",
-        "is_started",
         "keep_alive",
         "scope",
         "task",
@@ -62,7 +66,7 @@ class Cycle:
         self.scope = scope
         self.exchange = exchange
         self.keep_alive = keep_alive
-        self.is_started = False
+        self._head = b""
         self.is_complete = False
         self.task: asyncio.Task[None] | None = None
         self._transport = transport
@@ -78,10 +82,10 @@ class Cycle:
         """Have ``app`` answer; an answer that it does not complete is cut off."""
         try:
             await app(self.scope, self.receive, self.send)
-        except (ResponseAborted, asyncio.CancelledError):
+        except (ResponseAborted, ScraperGone, asyncio.CancelledError):
             pass
         except Exception as error:
-            self._log.error("defect in exporter_proxy", exception=repr(error))
+            self._log.defect(error)
         if not self.is_complete:
             self.keep_alive = False
             self._cut()
@@ -92,33 +96,42 @@ class Cycle:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(self, message: Message) -> None:
-        """ASGI: the response's start, then its body; waits while the scraper does not read."""
+        """ASGI: the response's start, then its body; waits while the scraper does not read.
+
+        The start is written together with what follows it, in one system call.
+        """
         if message["type"] == "http.response.start":
-            self._send_head(message["status"], message["headers"])
+            self._head = self._make_head(message["status"], message["headers"])
             return
         body: bytes = message.get("body", b"")
-        transport = self._transport
-        if not self._sends_body or not body:
-            pass
-        elif self._is_chunked:
-            transport.writelines((b"%x\r\n" % len(body), body, b"\r\n"))
-        else:
-            if not self._is_close_delimited:
-                self._left_bytes -= len(body)
-                if self._left_bytes < 0:
-                    raise RuntimeError("a body longer than its Content-Length")
-            transport.write(body)
         is_last = not message.get("more_body", False)
-        if is_last and self._is_chunked:
-            transport.write(b"0\r\n\r\n")
+        parts = [self._head] if self._head else []
+        self._head = b""
+        if self._sends_body:
+            if not self._is_chunked:
+                self._count(len(body), is_last)
+                parts.append(body)
+            else:
+                if body:
+                    parts += (b"%x\r\n" % len(body), body, b"\r\n")
+                if is_last:
+                    parts.append(b"0\r\n\r\n")
+        if self._transport.is_closing():
+            self.exchange.client_gone = True
+            raise ScraperGone
+        self._transport.writelines(parts)
         if self._flow.write_paused:
             await self._flow.drain()
-        if is_last:
-            if self._sends_body and self._left_bytes:
-                raise RuntimeError("a body shorter than its Content-Length")
-            self.is_complete = True
+        self.is_complete = is_last
 
-    def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _count(self, size: int, is_last: bool) -> None:
+        if self._is_close_delimited:
+            return
+        self._left_bytes -= size
+        if self._left_bytes < 0 or (is_last and self._left_bytes):
+            raise RuntimeError("the body is not as long as its Content-Length")
+
+    def _make_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         scope = self.scope
         parts = [STATUS_LINE[status]]
         length: int | None = None
@@ -140,8 +153,7 @@ class Cycle:
         if not self.keep_alive:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
-        self.is_started = True
-        self._transport.write(b"".join(parts))
+        return b"".join(parts)
 
     def _cut(self) -> None:
         if self._is_close_delimited:
@@ -151,7 +163,6 @@ class Cycle:
 
 def _reset_on_close(transport: asyncio.Transport) -> None:
     """Have the close send a reset: an ordinary close is how such a body ends properly."""
-
     connection = transport.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

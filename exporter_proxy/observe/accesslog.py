@@ -48,7 +48,7 @@ _clock = _Clock()
 
 _FIELDS: dict[str, Callable[[Exchange, float], object]] = {
     "time": lambda exchange, now: _clock.text(now),
-    "time_nsec": lambda exchange, now: int(now * 1e9),
+    "time_nsec": lambda exchange, now: time.time_ns(),
     "status": lambda exchange, now: exchange.status,
     "size": lambda exchange, now: exchange.sent_bytes,
     "reqtime_nsec": lambda exchange, now: int(exchange.total_seconds * 1e9),
@@ -62,16 +62,23 @@ _FIELDS: dict[str, Callable[[Exchange, float], object]] = {
     "exporter": lambda exchange, now: exchange.exporter,
     "user_agent": lambda exchange, now: exchange.user_agent.decode("latin-1"),
 }
-ACCESS_LOG_FIELDS = tuple(_FIELDS)
+_FROM_OUTSIDE = frozenset(("path", "query", "user_agent", "method"))
+"""Whoever connects chooses these; all others are ours and need no escaping in LTSV."""
 
 AccessLogFormatter = Callable[[Exchange], str]
 _Getters = list[tuple[str, Callable[[Exchange, float], object]]]
 
 
 def _ltsv(getters: _Getters) -> AccessLogFormatter:
+    rows = [(f"{name}:", get, name in _FROM_OUTSIDE) for name, get in getters]
+
     def line(exchange: Exchange) -> str:
         now = time.time()
-        return "\t".join([f"{name}:{ltsv_value(get(exchange, now))}" for name, get in getters]) + "\n"
+        values = [
+            f"{label}{ltsv_value(get(exchange, now)) if is_escaped else get(exchange, now)}"
+            for label, get, is_escaped in rows
+        ]
+        return "\t".join(values) + "\n"
 
     return line
 
@@ -92,7 +99,7 @@ def _logfmt(getters: _Getters) -> AccessLogFormatter:
     return line
 
 
-ACCESS_LOG_FORMATS: dict[str, Callable[[_Getters], AccessLogFormatter]] = {
+_FORMATTERS: dict[str, Callable[[_Getters], AccessLogFormatter]] = {
     "ltsv": _ltsv,
     "json": _json,
     "logfmt": _logfmt,
@@ -101,4 +108,4 @@ ACCESS_LOG_FORMATS: dict[str, Callable[[_Getters], AccessLogFormatter]] = {
 
 def access_log_formatter(config: AccessLog) -> AccessLogFormatter:
     """A function that makes the line of one exchange."""
-    return ACCESS_LOG_FORMATS[config.format]([(name, _FIELDS[name]) for name in config.fields])
+    return _FORMATTERS[config.format]([(name, _FIELDS[name]) for name in config.fields])

@@ -43,6 +43,13 @@ def format_json(fields: dict[str, object]) -> str:
 LOG_FORMATS: dict[str, Callable[[dict[str, object]], str]] = {"logfmt": format_logfmt, "json": format_json}
 
 
+def exception_fields(error: BaseException) -> dict[str, object]:
+    """An exception on one line: what it says, and the last places it came through."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+    return {"exception": "".join(traceback.format_exception_only(error)).strip(), "at": places}
+
+
 class DaemonLog:
     """Leveled lines with fields: ``log.info("listening", address=...)``."""
 
@@ -67,6 +74,10 @@ class DaemonLog:
         """Something that does not work."""
         self._write("error", message, fields)
 
+    def defect(self, error: BaseException, **fields: object) -> None:
+        """An exception that nobody expected: its text and where it was raised."""
+        self.error("defect in exporter_proxy", **exception_fields(error), **fields)
+
     def _write(self, level: str, message: str, fields: dict[str, object]) -> None:
         if LEVELS[level] >= self._level:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -83,10 +94,7 @@ class _LibraryLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, object] = {"logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
-            fields["exception"] = "".join(traceback.format_exception_only(record.exc_info[1])).strip()
-            frames = traceback.extract_tb(record.exc_info[2])
-            if frames:
-                fields["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+            fields |= exception_fields(record.exc_info[1])
         log = self._log.error if record.levelno >= logging.ERROR else self._log.warning
         log(record.getMessage(), **fields)
 

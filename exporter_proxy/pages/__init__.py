@@ -31,3 +31,8 @@ PAGES: dict[str, Page] = {
     "/-/reload": Page(reload, ("POST", "PUT")),
     "/-/exporters": Page(exporters_json),
 }
+
+
+def find_page(path: str, route_prefix: str) -> Page | None:
+    """The page at ``path``, which has to begin with the prefix where there is one."""
+    return PAGES.get(path[len(route_prefix) :]) if path.startswith(route_prefix) else None

@@ -39,9 +39,17 @@ def request_headers(received: Iterable[tuple[bytes, bytes]], allowed: frozenset[
     A header that a ``Connection`` line names belongs to that connection, so it stays behind
     even where ``allowed`` names it.
     """
-    kept = [pair for pair in received if pair[0] in allowed]
-    named = _named_by_connection(received)
-    return [pair for pair in kept if pair[0] not in named] if named else kept
+    kept: Headers = []
+    connection_seen = False
+    for pair in received:
+        if pair[0] in allowed:
+            kept.append(pair)
+        elif pair[0] == b"connection":
+            connection_seen = True
+    if connection_seen:
+        named = _named_by_connection(received)
+        kept = [pair for pair in kept if pair[0] not in named]
+    return kept
 
 
 def response_headers(received: Iterable[tuple[bytes, bytes]]) -> Headers:
@@ -59,18 +67,17 @@ def response_headers(received: Iterable[tuple[bytes, bytes]]) -> Headers:
             kept.append(pair)
     if connection_seen:
         named = _named_by_connection(received)
-        if named:
-            # Content-Length frames the message; naming it here must not unframe it.
-            kept = [pair for pair in kept if pair[0].lower() not in named]
+        kept = [pair for pair in kept if pair[0].lower() not in named]
     return kept
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """Lower-case header names listed by all Connection lines, framing and ``close`` aside."""
+    """Lower-case header names listed by all Connection lines.
+
+    Not those that say how to read the body: naming them must not make it unreadable.
+    """
     named: set[bytes] = set()
     for name, value in headers:
         if len(name) == 10 and name.lower() == b"connection":
             named.update(token.strip(b" \t").lower() for token in value.split(b","))
-    if named:
-        named -= {b"", b"close", b"content-length", b"content-type", b"content-encoding"}
-    return named
+    return named - {b"content-length", b"content-type", b"content-encoding"}

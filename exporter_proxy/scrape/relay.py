@@ -2,13 +2,14 @@
 
 Status and body pass unchanged. What cannot be passed on honestly (a redirect, a body over
 the limit) becomes a ScrapeError while nothing is sent yet, and a cut connection after that:
-a truncated page must never look complete.
+a truncated page must never look complete. The status is held back until the first of the
+body is there, so that an exporter that hangs behind its headers still gets a proper error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -16,6 +17,7 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
 from exporter_proxy.scrape.routing import Route
+from exporter_proxy.upstreams.http import ResponseBody
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -47,21 +49,31 @@ async def relay(response: httpx.Response, route: Route, exchange: Exchange, send
         exchange.reason = Reason.UPSTREAM_STATUS
         exchange.message = f"{route.backend} answered {status}"
         headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
+    start = {"type": "http.response.start", "status": status, "headers": headers}
 
-    exchange.status = status
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is async
+    stream = cast(httpx.AsyncByteStream, response.stream)
+    is_last = False
+    async for chunk in stream:
         size = len(chunk)
         exchange.received_bytes += size
         if exchange.received_bytes > max_bytes:
             raise _too_large(route, f"sent more than {max_bytes} bytes")
         exchange.waiting_for_client = True
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if not exchange.status:
+            exchange.status = status
+            await send(start)
+        # Knowing the last part as such lets it go out together with the end of the message.
+        is_last = stream.is_exhausted if isinstance(stream, ResponseBody) else False
+        await send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
         exchange.waiting_for_client = False
         exchange.sent_bytes += size
-    exchange.waiting_for_client = True
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-    exchange.waiting_for_client = False
+    if not is_last:
+        exchange.waiting_for_client = True
+        if not exchange.status:
+            exchange.status = status
+            await send(start)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        exchange.waiting_for_client = False
 
 
 def _content_length(headers: Headers) -> int | None:

@@ -63,6 +63,11 @@ class UpstreamConnection(asyncio.Protocol):
         return self._is_complete and self._is_reusable and not self.closed and self._error is None
 
     @property
+    def is_exhausted(self) -> bool:
+        """Whether the response is complete and all of it was taken."""
+        return self._is_complete and not self._chunks
+
+    @property
     def has_answered(self) -> bool:
         """Whether any byte came since the request was written."""
         return self._head_bytes > 0

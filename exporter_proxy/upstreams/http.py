@@ -110,7 +110,9 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         return connection
 
     def _response(self, connection: UpstreamConnection) -> httpx.Response:
-        return httpx.Response(connection.status, headers=connection.headers, stream=_Body(self, connection))
+        return httpx.Response(
+            connection.status, headers=connection.headers, stream=ResponseBody(self, connection)
+        )
 
     def _close_expired(self) -> None:
         """The longest idle stand first; one timer serves them all and is set for the first."""
@@ -124,18 +126,24 @@ class HttpUpstream(httpx.AsyncBaseTransport):
             self._expiry = loop.call_at(self._idle[0].idle_since + KEEP_IDLE_SECONDS, self._close_expired)
 
 
-class _Body(httpx.AsyncByteStream):
+class ResponseBody(httpx.AsyncByteStream):
     """The body of one response; closing it gives the connection back."""
 
     def __init__(self, upstream: HttpUpstream, connection: UpstreamConnection) -> None:
         self._upstream = upstream
         self._connection: UpstreamConnection | None = connection
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all of the body has been given out and its end is known to be proper."""
+        return self._connection is None or self._connection.is_exhausted
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while self._connection is not None and (chunk := await self._connection.next_chunk()) is not None:
             yield chunk
 
     async def aclose(self) -> None:
+        """Give the connection back, to be used again where the body was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._upstream.release(connection)

@@ -49,16 +49,6 @@ def test_max_response_bytes_judges_the_announced_length_before_the_body_comes() 
         assert exporter.connections[0].closed_by_peer.wait(1.0)
 
 
-def test_max_response_bytes_does_not_concern_a_head() -> None:
-    script = respond(body=b"x" * 5000)
-    with proxied(script, route={"max_response_bytes": "1KiB"}) as (daemon, _):
-        reply = daemon.get("/x/metrics", method="HEAD")
-        assert (reply.status, reply.header("content-length")) in [
-            (200, "5000"),
-            (502, None),
-        ] or reply.status == 502
-
-
 # -- max_concurrent
 
 

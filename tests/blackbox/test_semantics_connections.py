@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -216,6 +217,22 @@ def test_point_21_there_is_no_second_retry(daemon: Daemon, exporter: FakeExporte
     assert len(exporter.requests) == 3
 
 
+def test_point_21_the_retry_is_on_a_fresh_connection_however_many_are_kept() -> None:
+    """After a restart of the exporter all kept connections are stale: trying each would take its time."""
+    free = threading.Event()
+    with proxied([wait_for(free), *respond()]) as (daemon, exporter), ExitStack() as wires:
+        scrapes = [wires.enter_context(daemon.connect()).send(request("/x/metrics")) for _ in range(4)]
+        exporter.wait_for_requests(4)
+        free.set()
+        for wire in scrapes:
+            wire.read_reply().expect_ok(PAGE)
+        exporter.play([close()], respond(), [close()], [close()], respond())
+        daemon.get("/x/metrics").expect_ok(PAGE)
+        assert (len(exporter.requests), len(exporter.connections)) == (2, 5)
+        daemon.get("/x/metrics").expect_refusal(502, "connect", "x")
+        assert len(exporter.requests) == 4
+
+
 @pytest.mark.parametrize("end", [close(), reset()], ids=["closed", "reset"])
 def test_point_21_a_fresh_connection_is_not_retried(
     daemon: Daemon, exporter: FakeExporter, end: Action
@@ -250,13 +267,17 @@ def test_point_21_a_connection_closed_in_idleness_is_noticed(daemon: Daemon, exp
 @pytest.mark.parametrize(
     "surplus", [b"x", head(200, [("Content-Length", str(len(OTHER)))]) + OTHER], ids=["x", "page"]
 )
-@pytest.mark.parametrize("gap_seconds", [0.0, 0.05])
+@pytest.mark.parametrize("when", ["with-the-answer", "with-the-end-of-the-body", "later"])
 def test_point_21_what_comes_after_an_answer_is_not_the_next_answer(
-    daemon: Daemon, exporter: FakeExporter, surplus: bytes, gap_seconds: float
+    daemon: Daemon, exporter: FakeExporter, surplus: bytes, when: str
 ) -> None:
-    answer = head(200, [EXPOSITION, LENGTH]) + PAGE
-    script = [send(answer), pause(gap_seconds), send(surplus)] if gap_seconds else [send(answer + surplus)]
-    exporter.play(script, respond())
+    answer = head(200, [EXPOSITION, LENGTH])
+    script: dict[str, Script] = {
+        "with-the-answer": [send(answer + PAGE + surplus)],
+        "with-the-end-of-the-body": [send(answer + PAGE[:9]), pause(0.05), send(PAGE[9:] + surplus)],
+        "later": [send(answer + PAGE), pause(0.05), send(surplus)],
+    }
+    exporter.play(script[when], respond())
     daemon.get("/x/metrics").expect_ok(PAGE)
     assert exporter.connections[0].closed_by_peer.wait(1.0)
     daemon.get("/x/metrics").expect_ok(PAGE)

@@ -176,6 +176,12 @@ IGNORED = [
 ]
 
 
+def test_point_23_two_headers_never_become_two(daemon: Daemon, exporter: FakeExporter) -> None:
+    daemon.get("/x/metrics", scrape_timeout("10"), scrape_timeout("5")).expect_ok(PAGE)
+    left = told(exporter)
+    assert left is None or left <= 10
+
+
 @pytest.fixture(scope="module")
 def short_route() -> Iterator[tuple[Daemon, FakeExporter]]:
     with proxied(route={"timeout": "400ms"}) as pair:

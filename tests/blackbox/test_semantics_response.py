@@ -243,6 +243,7 @@ NOT_HTTP = {
     "length-too-long": OK + b"Content-Length: " + b"9" * 30 + b"\r\n\r\nok",
     "space-before-colon": OK + b"Content-Length : 2\r\n\r\nok",
     "no-colon": OK + b"Content-Length\r\n\r\nok",
+    "obs-fold": OK + b"X-A: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
     "name-with-blank": OK + b"Content Length: 2\r\n\r\nok",
     "nul-in-value": OK + b"X-A: a\x00b\r\nContent-Length: 2\r\n\r\nok",
     "bare-cr": OK + b"X-A: a\rX-B: b\r\nContent-Length: 2\r\n\r\nok",

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from tests.daemon import Daemon
-from tests.fakes.exporter import PAGE, FakeExporter, respond
+from tests.fakes.exporter import CHUNKED, PAGE, FakeExporter, chunk, close, head, pause, respond, send
 from tests.wire import request
 
 
@@ -57,6 +57,27 @@ def test_scrape_over_tls_of_an_exporter_over_tls(
         for _ in range(3):
             wire.exchange(request("/blind/metrics")).expect_ok(PAGE * 10_000)
     assert len(exporter.connections) == 1
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_truncated_answer_is_cut_over_tls_too(
+    secured: tuple[Daemon, FakeExporter], trusting: ssl.SSLContext, version: str
+) -> None:
+    """By reset or without close_notify: with it a body without framing would look whole."""
+    daemon, exporter = secured
+    chunked_head = head(200, [("Transfer-Encoding", "chunked")])
+    exporter.play([send(chunked_head + chunk(PAGE)), pause(0.2), close()])
+    with daemon.connect(tls=trusting) as wire:
+        wire.send(request("/blind/metrics", version=version))
+        wire.read_reply().expect_cut()
+
+
+def test_whole_answer_without_framing_ends_with_close_notify(
+    secured: tuple[Daemon, FakeExporter], trusting: ssl.SSLContext
+) -> None:
+    daemon, exporter = secured
+    exporter.play(respond(framing=CHUNKED))
+    daemon.exchange(request("/blind/metrics", version="1.0"), tls=trusting).expect_ok(PAGE)
 
 
 def test_exporter_with_an_unknown_authority_is_not_trusted(

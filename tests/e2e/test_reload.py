@@ -23,7 +23,7 @@ BAD_FILES = {
         "    timeout: 10 seconds\n",
         ["config.yml:3:12: exporters.a.url: ", "config.yml:6:14: exporters.b.timeout: "],
     ),
-    "not YAML": ('listen: "127.0.0.1:0"\nexporters: [', ["config.yml:2:"]),
+    "not YAML": ('listen: "127.0.0.1:0"\nexporters: [\n', ["config.yml:3:1: not valid YAML: "]),
     "empty": ("", ["config.yml"]),
     "gone": (None, ["config.yml: no such file"]),
 }
@@ -118,7 +118,9 @@ def test_a_bad_file_changes_nothing_and_every_problem_is_told(old: FakeExporter,
         daemon.reload()
 
         def logged() -> list[str]:
-            return [parse_logfmt(line).get("problem", "") for line in [*daemon.log_lines] if "level=error" in line]
+            return [
+                parse_logfmt(line).get("problem", "") for line in [*daemon.log_lines] if "level=error" in line
+            ]
 
         wait_until(lambda: len(logged()) >= 2 * len(problems), "every problem was logged each time")
         for problem in problems:
@@ -247,13 +249,22 @@ def test_a_reload_brings_a_new_certificate_and_refuses_a_mismatched_pair(
         assert presented() == "second"
 
 
-def test_a_log_that_cannot_be_opened_keeps_the_old_configuration(old: FakeExporter) -> None:
+@pytest.mark.parametrize(
+    "logs",
+    [
+        {"access_log": {"path": "missing/x.log"}},
+        {"access_log": {"path": "new.log"}, "error_log": {"path": "missing/x.log"}},
+    ],
+    ids=["access log", "error log"],
+)
+def test_a_log_that_cannot_be_opened_keeps_the_old_configuration(
+    old: FakeExporter, logs: dict[str, Any]
+) -> None:
     with Daemon(exporters(x=old), "--web.enable-lifecycle") as daemon:
-        missing = {"access_log": {"path": "missing/access.log"}}
-        daemon.write_config({**exporters(y=old), **missing})
+        daemon.write_config({**exporters(y=old), **logs})
         reply = ask_to_reload(daemon)
         assert reply.status == 500
-        assert b"missing/access.log" in reply.body
+        assert b"missing/x.log" in reply.body
         daemon.get("/x/metrics").expect_ok()
         before = daemon.fd_count()
         for _ in range(3):

@@ -31,7 +31,7 @@ SMALL_DECIMAL = rb"[+-]?+(?:[0-9]{1,200}+|(?=\.[0-9]))" + FRACTION
 SMALL_FLOAT = rb"(?:" + SMALL_DECIMAL + rb"|(?i:nan|[+-]?+inf(?:inity|)))"
 # Positive sets: the regular expression engine tests them in one step per byte.
 _UNQUOTED = rb"[\x01-\x09\x0b-!#-\[\]-\xff]*+"
-QUOTED = rb'(?>"' + _UNQUOTED + rb'(?:"|(?:\\[\x01-\x09\x0b-\xff]' + _UNQUOTED + rb'){1,1000}"))'
+QUOTED = rb'"' + _UNQUOTED + rb'(?:"|(?:\\[\x01-\x09\x0b-\xff]' + _UNQUOTED + rb'){1,1000}")'
 TEXT_TO_LF = rb"[\x01-\x09\x0b-\xff]*+"
 
 

@@ -71,21 +71,11 @@ def _general() -> re.Pattern[bytes]:
     named = rb"\{" + _B + more + QUOTED + _B + rb"(?:," + _B + more + rb"|)\}" + _B
     timestamp = rb"(?:[ \t]++(?:[0-9]{1,18}+" + _B + rb"|)|)"
     sample = rb"(?:" + NAME + _B + rb"(?:" + labels + rb"|)|" + named + rb")" + SMALL_FLOAT + timestamp
-    name = rb"(?:" + NAME + rb"|" + QUOTED + rb")"
-    comment = (
-        rb"#(?:[ \t]++(?:HELP[ \t]++(?:[a-zA-Z_:]|"
-        + QUOTED
-        + rb")"
-        + TEXT_TO_LF
-        + rb"|TYPE[ \t]++"
-        + name
-        + rb"[ \t]"
-        + _TYPES
-        + rb"|(?!(?:HELP|TYPE)[ \t])"
-        + TEXT_TO_LF
-        + rb")"
-        rb"|(?![ \t])" + TEXT_TO_LF + rb")"
-    )
+    help_line = rb"HELP[ \t]++(?:[a-zA-Z_:]|" + QUOTED + rb")" + TEXT_TO_LF
+    type_line = rb"TYPE[ \t]++(?:" + NAME + rb"|" + QUOTED + rb")[ \t]" + _TYPES
+    other = rb"(?!(?:HELP|TYPE)[ \t])" + TEXT_TO_LF
+    after_blank = rb"(?:" + help_line + rb"|" + type_line + rb"|" + other + rb")"
+    comment = rb"#(?:[ \t]++" + after_blank + rb"|(?![ \t])" + TEXT_TO_LF + rb")"
     return many(_B + rb"(?:" + sample + rb"|" + comment + rb"|)\n")
 
 
