@@ -19,10 +19,12 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.pages import find_page
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason, ScrapeError
+from exporter_proxy.scrape.ask import Question
 from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
 from exporter_proxy.scrape.headers import SCRAPE_TIMEOUT_HEADER, Headers, request_headers
 from exporter_proxy.scrape.relay import relay
 from exporter_proxy.scrape.routing import Route
+from exporter_proxy.scrape.share import share_key
 from exporter_proxy.upstreams import ScrapeRequest
 
 Scope = dict[str, Any]
@@ -85,26 +87,46 @@ class App:
         timeout = total_timeout_seconds(exporter.timeout_seconds, exporter.timeout_offset_seconds, wanted)
         exchange.timeout_seconds = timeout
         deadline = exchange.started + timeout
-        stage = "slot"
         record.in_flight += 1
         try:
-            async with asyncio.timeout_at(deadline), route.slots:
-                stage = "answer"
+            async with asyncio.timeout_at(deadline):
                 left_seconds = deadline - time.monotonic()
                 request = _upstream_request(route, exchange, received, left_seconds if wanted else None)
-                response = await route.transport.handle_async_request(request)
-                exchange.first_byte_seconds = time.monotonic() - exchange.started
-                stage = "body"
-                try:
-                    await relay(response, route, exchange, send)
-                finally:
-                    await response.aclose()
+                if route.shares is None:
+                    await _scrape_alone(request, route, exchange, send)
+                else:
+                    await _scrape_shared(request, route, exchange, send)
         except TimeoutError:
-            await _send_error(_deadline_error(stage, route, exchange, wanted), exchange, send)
+            await _send_error(_deadline_error(route, exchange, wanted), exchange, send)
         except ScrapeError as error:
             await _send_error(error, exchange, send)
         finally:
             record.in_flight -= 1
+
+
+async def _scrape_alone(request: ScrapeRequest, route: Route, exchange: Exchange, send: Send) -> None:
+    async with Question(route, request) as response:
+        await relay(response, route, exchange, send)
+
+
+async def _scrape_shared(request: ScrapeRequest, route: Route, exchange: Exchange, send: Send) -> None:
+    """Take part in another scrape's answer, or ask for one that others may take part in."""
+    assert route.shares is not None
+    key = share_key(exchange, request.raw_headers[len(route.configured_headers) :])
+    answer = await route.shares.get(key, Question(route, request), exchange)
+    if answer is None:
+        await _scrape_alone(request, route, exchange, send)
+        return
+    is_shared = answer.age_seconds is not None
+    if is_shared:
+        exchange.first_byte_seconds = time.monotonic() - exchange.started
+    try:
+        await relay(answer.response, route, exchange, send, answer.age_seconds)
+    finally:
+        await answer.aclose()
+        if is_shared:
+            exchange.received_bytes = 0  # another scrape's exchange has them
+            route.record.shared_scrapes += 1
 
 
 def _upstream_request(
@@ -160,12 +182,12 @@ def _paths_text(address: Address | None, running: Running) -> str:
     )
 
 
-def _deadline_error(stage: str, route: Route, exchange: Exchange, wanted: float | None) -> ScrapeError:
+def _deadline_error(route: Route, exchange: Exchange, wanted: float | None) -> ScrapeError:
     limit = f"{exchange.timeout_seconds:g} s"
     origin = f"the scraper waits {wanted:g} s" if wanted is not None else "no scrape timeout header"
     if route.exporter.timeout_seconds is not None:
         origin += f", timeout is {route.exporter.timeout_seconds:g} s"
-    if stage == "slot":
+    if not exchange.has_slot:
         return ScrapeError(
             Reason.SATURATED,
             f"no slot within {limit}: {route.exporter.max_concurrent} scrapes are under way (max_concurrent)",
@@ -175,7 +197,8 @@ def _deadline_error(stage: str, route: Route, exchange: Exchange, wanted: float 
             Reason.CLIENT_SLOW,
             f"the scraper read {exchange.sent_bytes} bytes and no more within {limit} ({origin})",
         )
-    what = f"stopped after {exchange.received_bytes} body bytes" if stage == "body" else "did not answer"
+    has_headers = exchange.first_byte_seconds is not None
+    what = f"stopped after {exchange.received_bytes} body bytes" if has_headers else "did not answer"
     return ScrapeError(
         Reason.TIMEOUT, f"{route.backend} {what} within {limit} ({origin}); is it hung or overloaded?"
     )
@@ -194,9 +217,11 @@ async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> Non
     """Answer a failed scrape, or cut the connection where the answer had begun."""
     exchange.reason = error.reason
     exchange.message = error.message
+    exchange.excerpt = error.excerpt
     if exchange.status:
         raise ResponseAborted
-    body = error_body(f"{exchange.exporter}: {error.message}")
+    excerpt = f": {error.excerpt}" if error.excerpt else ""
+    body = error_body(f"{exchange.exporter}: {error.message}{excerpt}")
     await _send_all(error.status, error_headers(error.reason, len(body)), body, exchange, send)
 
 

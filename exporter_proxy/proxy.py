@@ -76,7 +76,8 @@ class Proxy:
         if exchange.reason is None:
             self.log.info(event, exporter=name, after=reason)
         else:
-            self.log.warning(event, exporter=name, reason=reason, error=exchange.message)
+            excerpt = {"excerpt": exchange.excerpt} if exchange.excerpt else {}
+            self.log.warning(event, exporter=name, reason=reason, error=exchange.message, **excerpt)
 
     @property
     def log_lines_lost(self) -> int:

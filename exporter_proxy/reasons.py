@@ -24,6 +24,7 @@ class Reason(StrEnum):
     PROTOCOL = "protocol"
     REDIRECT = "redirect"
     TOO_LARGE = "too_large"
+    MALFORMED = "malformed"
     SATURATED = "saturated"
     DRAINING = "draining"
     TIMEOUT = "timeout"
@@ -53,6 +54,7 @@ SCRAPE_ERROR_STATUS: dict[Reason, int] = {
     Reason.PROTOCOL: 502,
     Reason.REDIRECT: 502,
     Reason.TOO_LARGE: 502,
+    Reason.MALFORMED: 502,
     Reason.SATURATED: 503,
     Reason.DRAINING: 503,
     Reason.TIMEOUT: 504,
@@ -90,12 +92,17 @@ class Denied(Exception):
 
 
 class ScrapeError(Exception):
-    """A scrape that failed for ``reason``; ``message`` says what happened and what to try."""
+    """A scrape that failed for ``reason``; ``message`` says what happened and what to try.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    ``excerpt`` is a piece of the body that explains it, printable; it is kept apart since not
+    everyone who may see a page may see what the exporter says.
+    """
+
+    def __init__(self, reason: Reason, message: str, excerpt: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.excerpt = excerpt
 
     @property
     def status(self) -> int:

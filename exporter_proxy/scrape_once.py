@@ -105,7 +105,8 @@ def report(result: ScrapeResult) -> str:
             rows.append(("series", f"{summary.series} in {summary.families} families"))
     lines = [f"{label + ':':14}{value}" for label, value in rows]
     if exchange.message:
-        lines.append(f"{exchange.exporter}: {exchange.message}")
+        excerpt = f": {exchange.excerpt}" if exchange.excerpt else ""
+        lines.append(f"{exchange.exporter}: {exchange.message}{excerpt}")
     return "\n".join(lines) + "\n"
 
 

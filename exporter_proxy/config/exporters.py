@@ -23,7 +23,15 @@ from exporter_proxy.config.values import (
     whole_number,
 )
 
-DEFAULTS_KEYS = ("timeout", "timeout_offset", "max_response_bytes", "max_concurrent")
+DEFAULTS_KEYS = (
+    "timeout",
+    "timeout_offset",
+    "max_response_bytes",
+    "max_concurrent",
+    "verify",
+    "share_for",
+    "share_max_bytes",
+)
 EXPORTER_KEYS = (
     "url",
     "path",
@@ -40,6 +48,8 @@ EXPORTER_KEYS = (
 SCRAPE_TIMEOUT = duration("2m")
 TIMEOUT_OFFSET = duration("2m", zero=True)
 RESPONSE_BYTES = size("1B", "1024GiB")
+SHARE_FOR = duration("1h", zero=True)
+SHARE_MAX_BYTES = size("1B", "1GiB")
 CONCURRENT = whole_number(1, 1_000_000)
 
 URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
@@ -53,6 +63,9 @@ class _Defaults:
     timeout_offset_seconds: float = 0.5
     max_response_bytes: int = 64 * 2**20
     max_concurrent: int = 64
+    verify: bool = False
+    share_for_seconds: float = 0.0
+    share_max_bytes: int = 8 * 2**20
 
 
 def read_exporters(top: Section) -> tuple[Exporter, ...]:
@@ -109,6 +122,9 @@ def _read_exporter(name: str, path: str, entry: Section, defaults: _Defaults) ->
         timeout_offset_seconds=limits.timeout_offset_seconds,
         max_response_bytes=limits.max_response_bytes,
         max_concurrent=limits.max_concurrent,
+        verify=limits.verify,
+        share_for_seconds=limits.share_for_seconds,
+        share_max_bytes=limits.share_max_bytes,
         allow_clients=allow_clients,
         allow_params=None if allow_params is None else frozenset(allow_params),
         params=params,
@@ -126,6 +142,9 @@ def _read_limits(section: Section, defaults: _Defaults) -> _Defaults:
         timeout_offset_seconds=section.get("timeout_offset", TIMEOUT_OFFSET, defaults.timeout_offset_seconds),
         max_response_bytes=section.get("max_response_bytes", RESPONSE_BYTES, defaults.max_response_bytes),
         max_concurrent=section.get("max_concurrent", CONCURRENT, defaults.max_concurrent),
+        verify=section.get("verify", BOOLEAN, defaults.verify),
+        share_for_seconds=section.get("share_for", SHARE_FOR, defaults.share_for_seconds),
+        share_max_bytes=section.get("share_max_bytes", SHARE_MAX_BYTES, defaults.share_max_bytes),
     )
 
 

@@ -96,6 +96,11 @@ class Exporter:
     timeout_offset_seconds: float
     max_response_bytes: int
     max_concurrent: int
+    verify: bool
+    """Whether a body has to be an exposition that Prometheus takes in."""
+    share_for_seconds: float
+    """How long an answer serves further scrapes; 0: not even while it is in flight."""
+    share_max_bytes: int
     allow_clients: tuple[Network, ...] | None
     """``None``: whoever the global list lets in."""
     allow_params: frozenset[str] | None

@@ -21,8 +21,10 @@ class Exchange:
         "client_gone",
         "connect_seconds",
         "draining",
+        "excerpt",
         "exporter",
         "first_byte_seconds",
+        "has_slot",
         "message",
         "method",
         "path",
@@ -57,12 +59,16 @@ class Exchange:
         self.reason: Reason | None = None
         self.message = ""
         """The line that explains ``reason`` to a person."""
+        self.excerpt = ""
+        """The piece of a malformed body that ``message`` speaks of."""
         self.timeout_seconds = 0.0
         self.connect_seconds: float | None = None
         """From asking for a connection to having one; ``None`` where a kept one was used."""
         self.first_byte_seconds: float | None = None
         """From the request's arrival to the exporter's response headers."""
         self.total_seconds = 0.0
+        self.has_slot = False
+        """Whether the exporter was asked, or its slots were all in use."""
         self.received_bytes = 0
         """Body bytes from the exporter, as on the wire."""
         self.sent_bytes = 0

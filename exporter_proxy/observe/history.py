@@ -33,6 +33,7 @@ class ScrapeOutcome:
     status: int
     reason: Reason | None
     message: str
+    excerpt: str
     connect_seconds: float | None
     first_byte_seconds: float | None
     total_seconds: float
@@ -61,6 +62,7 @@ class ExporterRecord:
         "received_bytes",
         "recent",
         "scrapes_by_code",
+        "shared_scrapes",
         "up",
     )
 
@@ -72,6 +74,8 @@ class ExporterRecord:
         self.bucket_counts = [0] * (len(DURATION_BUCKETS_SECONDS) + 1)
         self.duration_sum_seconds = 0.0
         self.received_bytes = 0
+        self.shared_scrapes = 0
+        """Scrapes answered with what another scrape had asked for."""
         self.up: bool | None = None
         """From the last scrape that told anything of the exporter; ``None`` before the first."""
         self.last_success = 0.0
@@ -99,6 +103,7 @@ class ExporterRecord:
             status,
             reason,
             exchange.message,
+            exchange.excerpt,
             exchange.connect_seconds,
             exchange.first_byte_seconds,
             total,

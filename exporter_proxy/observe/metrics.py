@@ -88,6 +88,15 @@ def _response_bytes(records: Sequence[ExporterRecord]) -> Metric:
     return family
 
 
+def _shared(records: Sequence[ExporterRecord]) -> Metric:
+    family = CounterMetricFamily(
+        "exporter_proxy_shared_scrapes", "Scrapes answered from another scrape.", labels=["exporter"]
+    )
+    for record in records:
+        family.add_metric([record.name], record.shared_scrapes)
+    return family
+
+
 def _in_flight(records: Sequence[ExporterRecord]) -> Metric:
     family = GaugeMetricFamily(
         "exporter_proxy_scrapes_in_flight", "Scrapes under way or waiting.", labels=["exporter"]
@@ -125,6 +134,7 @@ EXPORTER_FAMILIES: tuple[Callable[[Sequence[ExporterRecord]], Metric], ...] = (
     _scrape_errors,
     _duration,
     _response_bytes,
+    _shared,
     _in_flight,
     _up,
     _last_success,

@@ -38,12 +38,14 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
 
 async def exporters_json(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """JSON: each exporter with its last results and its last failures by reason."""
-    exporters = [_exporter(route) for route in visible_routes(scope, running)]
+    address = scope["address"]
+    shows_excerpts = address is None or address.is_loopback
+    exporters = [_exporter(route, shows_excerpts) for route in visible_routes(scope, running)]
     body = json.dumps({"version": __version__, "exporters": exporters}, indent=2) + "\n"
     await Response(body, media_type="application/json")(scope, receive, send)
 
 
-def _exporter(route: Route) -> dict[str, Any]:
+def _exporter(route: Route, shows_excerpts: bool) -> dict[str, Any]:
     record = route.record
     return {
         "name": route.exporter.name,
@@ -51,19 +53,21 @@ def _exporter(route: Route) -> dict[str, Any]:
         "state": _state(record),
         "last_success": _rfc3339(record.last_success) if record.last_success else None,
         "scrapes_in_flight": record.in_flight,
-        "recent": [_outcome(outcome) for outcome in reversed(record.recent)],
+        "recent": [_outcome(outcome, shows_excerpts) for outcome in reversed(record.recent)],
         "last_failures": {
-            reason.value: _outcome(outcome) for reason, outcome in record.last_failures.items()
+            reason.value: _outcome(outcome, shows_excerpts)
+            for reason, outcome in record.last_failures.items()
         },
     }
 
 
-def _outcome(outcome: ScrapeOutcome) -> dict[str, Any]:
+def _outcome(outcome: ScrapeOutcome, shows_excerpts: bool) -> dict[str, Any]:
     return {
         "at": _rfc3339(outcome.at),
         "status": outcome.status,
         "reason": outcome.reason.value if outcome.reason else None,
         "message": outcome.message,
+        "excerpt": outcome.excerpt if shows_excerpts else "",
         "connect_seconds": outcome.connect_seconds,
         "first_byte_seconds": outcome.first_byte_seconds,
         "total_seconds": outcome.total_seconds,

@@ -17,13 +17,16 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
 from exporter_proxy.scrape.routing import Route
-from exporter_proxy.upstreams.http import ResponseBody
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-async def relay(response: httpx.Response, route: Route, exchange: Exchange, send: Send) -> None:
+async def relay(
+    response: httpx.Response, route: Route, exchange: Exchange, send: Send, age_seconds: int | None = None
+) -> None:
     """Send the exporter's answer on; ``exchange`` tells afterwards what was sent.
+
+    ``age_seconds`` is how old the answer is where it is another scrape's (RFC 9111 section 5.1).
 
     Raises ScrapeError: ``redirect``, ``too_large``, ``truncated``. Where ``exchange.status`` is
     set by then, the response has begun.
@@ -49,6 +52,8 @@ async def relay(response: httpx.Response, route: Route, exchange: Exchange, send
         exchange.reason = Reason.UPSTREAM_STATUS
         exchange.message = f"{route.backend} answered {status}"
         headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
+    if age_seconds is not None:
+        headers.append((b"Age", b"%d" % age_seconds))
     start = {"type": "http.response.start", "status": status, "headers": headers}
 
     stream = cast(httpx.AsyncByteStream, response.stream)
@@ -63,7 +68,7 @@ async def relay(response: httpx.Response, route: Route, exchange: Exchange, send
             exchange.status = status
             await send(start)
         # Knowing the last part as such lets it go out together with the end of the message.
-        is_last = stream.is_exhausted if isinstance(stream, ResponseBody) else False
+        is_last = getattr(stream, "is_exhausted", False)
         await send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
         exchange.waiting_for_client = False
         exchange.sent_bytes += size

@@ -16,6 +16,7 @@ import httpx
 from exporter_proxy.config.schema import Config, Exporter, Network
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
+from exporter_proxy.scrape.share import Shares
 
 MakeTransport = Callable[[Exporter, tuple[Network, ...] | None], httpx.AsyncBaseTransport]
 
@@ -32,6 +33,11 @@ class Route:
         self.transport = transport
         self.url = httpx.URL(f"{exporter.url.scheme}://{exporter.url.authority}/")
         self.backend = exporter.url.backend
+        self.shares = (
+            Shares(exporter.share_for_seconds, exporter.share_max_bytes)
+            if exporter.share_for_seconds
+            else None
+        )
         self.slots = asyncio.Semaphore(exporter.max_concurrent)
         configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
         replaced = {name.lower() for name, _ in configured}

@@ -21,11 +21,16 @@ from exporter_proxy.scrape.exposition.grammar import (
 )
 from exporter_proxy.scrape.exposition.verdict import Malformed, excerpt_of
 
-ENTRY_LIMIT_BYTES = 1 << 20
+ENTRY_LIMIT_BYTES = 1 << 18
 """An entry (mostly: a line) that is longer is not held back for judging: it passes. Prometheus
 knows no such limit, so it must not be an error. If the entry is cut off inside braces or
 quotes, where a line break may be data, it cannot be told where the next one begins: then
 all the rest passes."""
+
+ODD_ENTRIES_LIMIT = 10_000
+"""After so many entries that only ``Grammar.step`` can read, at some 10 us each, all the rest
+passes. No exporter writes a page of such entries, but one could be made to hold up the
+event loop."""
 
 _KEEP_BYTES = 1 << 18
 _DECODE_BYTES = 1 << 16
@@ -48,6 +53,7 @@ class LineVerifier:
         """Checked blocks and how far, whose line breaks are counted only when they are many
         or a fault must be reported: on a small page counting would be a tenth of the work."""
         self._passed_bytes = 0
+        self._odd_entries = 0
         self._empty = True
         self._skips_line = False
         self._ended = False
@@ -100,7 +106,7 @@ class LineVerifier:
         at = self._judge_entries(block, end)
         if self._ended:
             self._reject_after_end(block, at)
-        rest = block[at:] if not self._ended else b""
+        rest = b"" if self._ended or self._unjudged else block[at:]
         self._pending = [rest] if rest else []
         self._pending_bytes = len(rest)
         self._retry_bytes = 2 * len(rest) if at < end else 0
@@ -123,6 +129,10 @@ class LineVerifier:
                     at = match_end(pattern, block, at, valid_to)
                 if at < end:
                     at = grammar.step(block, at, end)
+                    self._odd_entries += 1
+                    if self._odd_entries > ODD_ENTRIES_LIMIT:
+                        self._unjudged = True
+                        return at
         except Incomplete:
             pass
         except EndOfPage as last:

@@ -7,11 +7,12 @@ name, help and type only where the family has a metric.
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 from exporter_proxy.scrape.exposition.verdict import Malformed
 
-_STRING_LIMIT_BYTES = 1 << 20
+_STRING_LIMIT_BYTES = 1 << 18
 """A name, help or unit that is longer is let through unjudged."""
 
 _MAX_LENGTH_BYTES = 5
@@ -21,7 +22,11 @@ _MAX_TYPE = 5
 _VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 _NAME, _HELP, _TYPE, _METRIC, _UNIT = range(1, 6)
 _WIRE_TYPES = {_NAME: _BYTES, _HELP: _BYTES, _TYPE: _VARINT, _METRIC: _BYTES, _UNIT: _BYTES}
+_METRIC_TAG = _METRIC << 3 | _BYTES
 _FIELD_NAMES = {_NAME: "name", _HELP: "help", _TYPE: "type", _METRIC: "metric", _UNIT: "unit"}
+
+
+_empty_messages = re.compile(rb"\x00++")
 
 
 class _NeedsMore(Exception):
@@ -92,16 +97,21 @@ class ProtobufVerifier:
             count = min(self._skip, len(data) - at)
             self._skip -= count
             return at + count
-        if not self._left:
-            if self._left is not None:
-                self._close_family()
-            self._left, after = _varint(data, at, _MAX_LENGTH_BYTES)
-            if after == 0:
-                self._messages += 1
-                self._reject(at, "has no valid length before it")
-            self._messages += 1
-            return after
-        return self._field(data, at)
+        if self._left:
+            after = self._metrics(data, at)
+            return after if after > at else self._field(data, at)
+        if self._left == 0:
+            self._close_family()
+            self._left = None
+        if empty := _empty_messages.match(data, at):
+            self._messages += empty.end() - at
+            return empty.end()
+        left, after = _varint(data, at, _MAX_LENGTH_BYTES)
+        self._messages += 1
+        if after == 0:
+            self._reject(at, "has no valid length before it")
+        self._left = left
+        return after
 
     def _field(self, data: bytes, at: int) -> int:
         assert self._left is not None
@@ -145,6 +155,30 @@ class ProtobufVerifier:
         self._left -= payload - at + length
         self._skip = length
         return payload
+
+    def _metrics(self, data: bytes, at: int) -> int:
+        """Step over metrics that follow each other, nearly all that there is in most bodies.
+
+        Those of 16 KiB and more, or that are not as they should be, are left to ``_field``.
+        """
+        size, left = len(data), self._left or 0
+        while left and at + 3 <= size and data[at] == _METRIC_TAG:
+            length = data[at + 1]
+            head_bytes = 2
+            if length > 0x7F:
+                high = data[at + 2]
+                length += (high << 7) - 0x80
+                head_bytes = 3
+                if high > 0x7F:
+                    break
+            if head_bytes + length > left:
+                break
+            left -= head_bytes + length
+            at += head_bytes + length
+            self.metrics += 1
+        self._left = left
+        self._skip = max(0, at - size)
+        return min(at, size)
 
     def _close_family(self) -> None:
         """Judge the family that is complete now."""

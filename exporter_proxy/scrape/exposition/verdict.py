@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Protocol
 
 EXCERPT_MAX_CHARS = 120
@@ -58,9 +59,11 @@ def excerpt_of(data: bytes, start: int, fault: int) -> str:
     if begin > start:
         # Not from the middle of a character: its tail would show as an escape.
         piece = piece.lstrip(bytes(range(0x80, 0xC0)))
+    # Unless it is final a character that is cut off at the end is held back.
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     text = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in piece.decode("utf-8", "backslashreplace")
+        for char in decoder.decode(piece, final=not cut)
     )
     text = f"...{text}" if begin > start else text
     if cut or len(text) > EXCERPT_MAX_CHARS:

@@ -1,0 +1,181 @@
+"""``share_for``: one answer of the exporter for several scrapes, as of a pair of Prometheus servers.
+
+A scrape joins the one that is in flight for the same key or takes the answer that finished at
+most ``share_for`` ago. The exporter is asked in a task of its own, which lasts as long as
+anybody waits for it: whoever came first may leave without taking the answer from the others,
+and each waits no longer than its own deadline. Failures are shared while in flight only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Hashable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import httpx
+
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.scrape.headers import SCRAPE_TIMEOUT_HEADER, Headers
+
+Question = AbstractAsyncContextManager[httpx.Response]
+"""Asks the exporter where it is entered, gives connection and slot back where it is left."""
+
+_NOT_IN_KEY = frozenset((b"user-agent", b"traceparent", b"tracestate", SCRAPE_TIMEOUT_HEADER))
+
+
+def share_key(exchange: Exchange, forwarded: Headers) -> Hashable:
+    """All that could change the answer: two scrapes with the same key may share one."""
+    headers = tuple(sorted(pair for pair in forwarded if pair[0].lower() not in _NOT_IN_KEY))
+    return exchange.method, exchange.query, headers
+
+
+class SharedAnswer:
+    """An answer for one scrape: closing it gives back what is still open of the exporter's side."""
+
+    def __init__(self, flight: _Flight, age_seconds: int | None) -> None:
+        self._flight = flight
+        self.age_seconds = age_seconds
+        """How old the answer is; ``None`` for the scrape that had it asked for."""
+        source = flight.response
+        self.response = httpx.Response(
+            source.status_code,
+            headers=source.headers.raw,
+            stream=_HeldBody(flight.parts, flight.rest),
+        )
+
+    async def aclose(self) -> None:
+        """Give back the exporter's connection and slot where the body was too large to be held."""
+        await self._flight.exporter_side.aclose()
+
+
+class Shares:
+    """The answers of one exporter that are in flight or kept.
+
+    What is kept for all keys together stays within ``max_bytes``: queries come from outside.
+    """
+
+    def __init__(self, share_for_seconds: float, max_bytes: int) -> None:
+        self._share_for_seconds = share_for_seconds
+        self._max_bytes = max_bytes
+        self._flights: dict[Hashable, _Flight] = {}
+        self._kept_bytes = 0
+
+    async def get(self, key: Hashable, question: Question, exchange: Exchange) -> SharedAnswer | None:
+        """An answer for ``key``, by asking ``question`` where there is none to share.
+
+        ``None``: the body proved too large to be shared, and the scrape that asked has it; ask
+        alone. Raises what the question and reading its answer raise.
+        """
+        flight = self._flights.get(key)
+        is_first = flight is None
+        if flight is None:
+            flight = self._flights[key] = _Flight(exchange)
+            flight.task = asyncio.get_running_loop().create_task(self._fly(key, flight, question))
+        flight.waiting += 1
+        try:
+            await asyncio.shield(flight.task)
+        except BaseException:
+            flight.waiting -= 1
+            exchange.has_slot = flight.first.has_slot
+            await self._give_up_if_unwanted(key, flight)
+            raise
+        flight.waiting -= 1
+        exchange.has_slot = True
+        if flight.rest is None:
+            return SharedAnswer(flight, None if is_first else int(time.monotonic() - flight.finished_at))
+        if flight.is_taken:
+            return None
+        flight.is_taken = True
+        return SharedAnswer(flight, None)
+
+    async def _fly(self, key: Hashable, flight: _Flight, question: Question) -> None:
+        """Ask, and read the answer as far as it can be shared."""
+        is_kept = False
+        try:
+            async with AsyncExitStack() as exporter_side:
+                response = flight.response = await exporter_side.enter_async_context(question)
+                assert isinstance(response.stream, httpx.AsyncByteStream)
+                body = aiter(response.stream)
+                async for chunk in body:
+                    flight.parts.append(chunk)
+                    flight.held_bytes += len(chunk)
+                    if flight.held_bytes > self._max_bytes:
+                        flight.rest = body
+                        flight.exporter_side = exporter_side.pop_all()
+                        return
+            is_kept = response.status_code == 200
+        finally:
+            flight.finished_at = time.monotonic()
+            if is_kept:
+                self._keep(key, flight)
+            else:
+                self._forget(key, flight)
+
+    async def _give_up_if_unwanted(self, key: Hashable, flight: _Flight) -> None:
+        if flight.waiting:
+            return
+        if not flight.task.done():
+            flight.task.cancel()
+            self._forget(key, flight)
+        elif not flight.is_taken:
+            flight.is_taken = True
+            await flight.exporter_side.aclose()
+
+    def _keep(self, key: Hashable, flight: _Flight) -> None:
+        flight.parts = [b"".join(flight.parts)]
+        flight.is_kept = True
+        self._kept_bytes += flight.held_bytes
+        for other_key, other in list(self._flights.items()):
+            if self._kept_bytes <= self._max_bytes:
+                break
+            if other.is_kept and other is not flight:
+                self._forget(other_key, other)
+        asyncio.get_running_loop().call_later(self._share_for_seconds, self._forget, key, flight)
+
+    def _forget(self, key: Hashable, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+            if flight.is_kept:
+                self._kept_bytes -= flight.held_bytes
+
+
+class _Flight:
+    """One time that the exporter is asked, for whoever waits."""
+
+    def __init__(self, first: Exchange) -> None:
+        self.first = first
+        self.task: asyncio.Task[None]
+        self.response: httpx.Response
+        self.waiting = 0
+        self.parts: list[bytes] = []
+        self.held_bytes = 0
+        self.rest: AsyncIterator[bytes] | None = None
+        """What is still on the wire of a body that is too large to be shared."""
+        self.exporter_side = AsyncExitStack()
+        """Connection and slot, as long as ``rest`` is read; empty otherwise."""
+        self.is_taken = False
+        self.is_kept = False
+        self.finished_at = 0.0
+
+
+class _HeldBody(httpx.AsyncByteStream):
+    """A body in memory, and where it grew too large for that, the rest of it."""
+
+    def __init__(self, parts: list[bytes], rest: AsyncIterator[bytes] | None) -> None:
+        self._parts = parts
+        self._rest = rest
+        self.is_exhausted = False
+        """Whether the part given out last was the last one."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = list(self._parts)
+        if self._rest is not None:
+            self._parts.clear()  # nobody else gets them, and they need not be held any longer
+        while parts:
+            part = parts.pop(0)
+            self.is_exhausted = self._rest is None and not parts
+            yield part
+        if self._rest is not None:
+            async for chunk in self._rest:
+                yield chunk

@@ -1,0 +1,86 @@
+"""``verify: true``: a body passes only as far as it is an exposition that Prometheus takes in.
+
+The bytes pass as they came; the verifier reads along. What fits into HOLD_BYTES is judged
+whole before anything of it goes on, so that the scraper gets a 502 that says what is wrong;
+of a longer body the last part is held back until the end has been judged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+
+from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.scrape.exposition import Malformed, TooLarge, Verifier, verifier_for
+from exporter_proxy.scrape.routing import Route
+
+HOLD_BYTES = 256 * 1024
+
+
+def verified(response: httpx.Response, route: Route, method: str) -> httpx.Response:
+    """``response`` with a stream that raises ScrapeError ``malformed`` or ``too_large``.
+
+    As it is where there is nothing to judge: no 200, a HEAD, an unknown format.
+    """
+    if response.status_code != 200 or method == "HEAD":
+        return response
+    content_type = route.exporter.content_type or response.headers.get("content-type")
+    verifier = verifier_for(
+        content_type,
+        response.headers.get("content-encoding"),
+        max_decoded_bytes=route.exporter.max_response_bytes,
+    )
+    if verifier is not None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = VerifiedBody(response.stream, verifier, route)
+    return response
+
+
+class VerifiedBody(httpx.AsyncByteStream):
+    """A body that is judged while it passes by."""
+
+    def __init__(self, body: httpx.AsyncByteStream, verifier: Verifier, route: Route) -> None:
+        self._body = body
+        self._verifier = verifier
+        self._route = route
+        self.is_exhausted = False
+        """Whether the part given out last was the last one of a body that is good."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        held: list[bytes] = []
+        held_bytes = 0
+        is_holding = True
+        try:
+            async for chunk in self._body:
+                self._verifier.feed(chunk)
+                if is_holding:
+                    held_bytes += len(chunk)
+                    is_holding = held_bytes <= HOLD_BYTES
+                if not is_holding:
+                    for part in held:
+                        yield part
+                    held.clear()
+                held.append(chunk)
+            self._verifier.finish()
+        except Malformed as fault:
+            raise self._malformed(fault) from None
+        except TooLarge as fault:
+            raise ScrapeError(
+                Reason.TOO_LARGE, f"{self._route.backend}: {fault} (max_response_bytes)"
+            ) from None
+        if held:
+            self.is_exhausted = True
+            yield held[0] if len(held) == 1 else b"".join(held)
+
+    async def aclose(self) -> None:
+        """Give the connection back."""
+        await self._body.aclose()
+
+    def _malformed(self, fault: Malformed) -> ScrapeError:
+        where = "" if fault.line is None else f" line {fault.line}:"
+        return ScrapeError(
+            Reason.MALFORMED,
+            f"{self._route.backend} sent what Prometheus cannot parse:{where} {fault.problem}",
+            fault.excerpt,
+        )
