@@ -90,8 +90,7 @@ class App:
         record.in_flight += 1
         try:
             async with asyncio.timeout_at(deadline):
-                left_seconds = deadline - time.monotonic()
-                request = _upstream_request(route, exchange, received, left_seconds if wanted else None)
+                request = _upstream_request(route, exchange, received, deadline if wanted else None)
                 if route.shares is None:
                     await _scrape_alone(request, route, exchange, send)
                 else:
@@ -130,13 +129,12 @@ async def _scrape_shared(request: ScrapeRequest, route: Route, exchange: Exchang
 
 
 def _upstream_request(
-    route: Route, exchange: Exchange, received: Headers, left_seconds: float | None
+    route: Route, exchange: Exchange, received: Headers, deadline: float | None
 ) -> ScrapeRequest:
-    """What the exporter is asked; ``left_seconds`` stands in for the scraper's own timeout header."""
     headers = route.configured_headers + request_headers(received, route.allowed_headers)
-    if left_seconds is not None:
-        headers.append((b"X-Prometheus-Scrape-Timeout-Seconds", b"%.3f" % left_seconds))
-    return ScrapeRequest(exchange.method, route.url, route.target(exchange.query), headers, exchange)
+    return ScrapeRequest(
+        exchange.method, route.url, route.target(exchange.query), headers, exchange, deadline
+    )
 
 
 def check_address(address: Address | None, running: Running) -> None:

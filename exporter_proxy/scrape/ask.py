@@ -28,6 +28,7 @@ class Question:
         route, request = self._route, self._request
         await route.slots.acquire()
         request.exchange.has_slot = True
+        request.tell_time_left()
         try:
             response = self._response = await route.transport.handle_async_request(request)
         except BaseException:

@@ -17,6 +17,7 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
 from exporter_proxy.scrape.routing import Route
+from exporter_proxy.upstreams.messages import raw_headers_of
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -39,7 +40,7 @@ async def relay(
             Reason.REDIRECT, f"{route.backend} answered {status} (a redirect); set url to where it leads"
         )
     max_bytes = route.exporter.max_response_bytes
-    headers = response_headers(response.headers.raw)
+    headers = response_headers(raw_headers_of(response))
     length = _content_length(headers)
     if length is not None and length > max_bytes:
         raise _too_large(route, f"announced {length} bytes")

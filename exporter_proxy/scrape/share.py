@@ -16,17 +16,18 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 import httpx
 
 from exporter_proxy.observe.exchange import Exchange
-from exporter_proxy.scrape.headers import SCRAPE_TIMEOUT_HEADER, Headers
+from exporter_proxy.scrape.headers import Headers
+from exporter_proxy.upstreams.messages import ScrapeResponse, raw_headers_of
 
 Question = AbstractAsyncContextManager[httpx.Response]
 """Asks the exporter where it is entered, gives connection and slot back where it is left."""
 
-_NOT_IN_KEY = frozenset((b"user-agent", b"traceparent", b"tracestate", SCRAPE_TIMEOUT_HEADER))
+_NOT_IN_KEY = frozenset((b"user-agent", b"traceparent", b"tracestate"))
 
 
 def share_key(exchange: Exchange, forwarded: Headers) -> Hashable:
     """All that could change the answer: two scrapes with the same key may share one."""
-    headers = tuple(sorted(pair for pair in forwarded if pair[0].lower() not in _NOT_IN_KEY))
+    headers = tuple(sorted(pair for pair in forwarded if pair[0] not in _NOT_IN_KEY))
     return exchange.method, exchange.query, headers
 
 
@@ -38,11 +39,8 @@ class SharedAnswer:
         self.age_seconds = age_seconds
         """How old the answer is; ``None`` for the scrape that had it asked for."""
         source = flight.response
-        self.response = httpx.Response(
-            source.status_code,
-            headers=source.headers.raw,
-            stream=_HeldBody(flight.parts, flight.rest),
-        )
+        body = _HeldBody(flight.parts, flight.rest)
+        self.response = ScrapeResponse(source.status_code, raw_headers_of(source), body)
 
     async def aclose(self) -> None:
         """Give back the exporter's connection and slot where the body was too large to be held."""

@@ -13,7 +13,7 @@ import httpx
 
 from exporter_proxy.config.schema import Exporter, Network
 from exporter_proxy.upstreams.http import HttpUpstream
-from exporter_proxy.upstreams.request import ScrapeRequest
+from exporter_proxy.upstreams.messages import ScrapeRequest
 
 __all__ = ["UPSTREAM_KINDS", "ScrapeRequest", "make_upstream"]
 

@@ -18,7 +18,7 @@ from exporter_proxy.config.schema import Exporter, Network
 from exporter_proxy.reasons import ScrapeError
 from exporter_proxy.upstreams.connect import Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
-from exporter_proxy.upstreams.request import ScrapeRequest
+from exporter_proxy.upstreams.messages import ScrapeRequest, ScrapeResponse, raw_headers_of
 
 KEEP_IDLE_SECONDS = 150.0
 """Longer than the scrape intervals in use, so that a scrape finds its connection open."""
@@ -49,10 +49,9 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         one, if it gave no byte of an answer. Nothing else is retried: Prometheus retries by
         scraping again.
         """
-        raw_headers = request.raw_headers if isinstance(request, ScrapeRequest) else request.headers.raw
         target: bytes = request.extensions.get("target") or request.url.raw_path
         lines = [request.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\n"]
-        for name, value in raw_headers:
+        for name, value in raw_headers_of(request):
             lines += (name, b": ", value, b"\r\n")
         lines.append(b"\r\n")
         head = b"".join(lines)
@@ -110,9 +109,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         return connection
 
     def _response(self, connection: UpstreamConnection) -> httpx.Response:
-        return httpx.Response(
-            connection.status, headers=connection.headers, stream=ResponseBody(self, connection)
-        )
+        return ScrapeResponse(connection.status, connection.headers, ResponseBody(self, connection))
 
     def _close_expired(self) -> None:
         """The longest idle stand first; one timer serves them all and is set for the first."""
@@ -138,9 +135,15 @@ class ResponseBody(httpx.AsyncByteStream):
         """Whether all of the body has been given out and its end is known to be proper."""
         return self._connection is None or self._connection.is_exhausted
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._connection is not None and (chunk := await self._connection.next_chunk()) is not None:
-            yield chunk
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        # A class of its own costs a third of an async generator, which the loop has to register.
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._connection.next_chunk() if self._connection is not None else None
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
 
     async def aclose(self) -> None:
         """Give the connection back, to be used again where the body was read to its end."""

@@ -176,6 +176,15 @@ IGNORED = [
 ]
 
 
+@pytest.mark.parametrize("value", IGNORED)
+def test_point_23_an_ignored_header_leaves_ten_seconds(
+    daemon: Daemon, exporter: FakeExporter, value: str
+) -> None:
+    daemon.get("/x/metrics", scrape_timeout(value)).expect_ok(PAGE)
+    left = told(exporter)
+    assert left is None or 9.5 < left <= 10
+
+
 def test_point_23_two_headers_never_become_two(daemon: Daemon, exporter: FakeExporter) -> None:
     daemon.get("/x/metrics", scrape_timeout("10"), scrape_timeout("5")).expect_ok(PAGE)
     left = told(exporter)

@@ -189,6 +189,8 @@ def refuses(daemon: Daemon) -> bool:
         daemon.connect().close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # connected, but never accepted: it was in the queue as the listener was closed
     return False
 
 

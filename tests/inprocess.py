@@ -1,0 +1,200 @@
+"""The daemon's own parts, put together in the test's event loop instead of in a process.
+
+For what only shows from inside: tasks, descriptors and slots left behind, a loop blocked, memory held.
+Everything here is the real thing; only names are resolved by the test, since it cannot have its own DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+import yaml
+
+from exporter_proxy.app import App
+from exporter_proxy.config import Config, ListenAddress, parse_config
+from exporter_proxy.front.listener import Listener, bind
+from exporter_proxy.front.state import FrontLimits, FrontState
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.scrape.routing import Route, build_routes
+from exporter_proxy.upstreams import make_upstream
+
+NAMES = {"two.test": ("127.0.0.2", "127.0.0.1"), "three.test": ("127.0.0.3", "127.0.0.2", "127.0.0.1")}
+"""The names that the loops below know, with their addresses in order."""
+
+T = TypeVar("T")
+Scenario = Callable[[], Coroutine[Any, Any, T]]
+
+
+async def _known(host: Any, port: Any) -> list[Any]:
+    await asyncio.sleep(0)
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in NAMES[host]]
+
+
+class _AsyncioLoop(asyncio.SelectorEventLoop):
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        if host in NAMES:
+            return await _known(host, port)
+        return await super().getaddrinfo(host, port, **options)
+
+
+class _UvloopLoop(uvloop.Loop):
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:  # type: ignore[override]  # fewer names
+        if host in NAMES:
+            return await _known(host, port)
+        return await super().getaddrinfo(host, port, **options)
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": _AsyncioLoop, "uvloop": _UvloopLoop}
+
+
+def run(scenario: Scenario[T], loop: str = "asyncio", timeout_seconds: float = 60.0) -> T:
+    """Run the scenario in a fresh loop; whatever the loop would only have logged fails it."""
+    troubles: list[dict[str, Any]] = []
+
+    async def watched() -> T:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        async with asyncio.timeout(timeout_seconds):
+            return await scenario()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        result = runner.run(watched())
+        gc.collect()  # an exception that nobody took shows when its task goes
+    assert not troubles
+    return result
+
+
+async def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 2.0) -> None:
+    """Let the loop go on until the condition holds. ``what`` completes "it did not happen that"."""
+    end = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < end, f"within {timeout_seconds} s it did not happen that {what}"
+        await asyncio.sleep(0.001)
+
+
+def open_descriptors() -> dict[str, str]:
+    """Every open file descriptor of this process and what it leads to."""
+    links: dict[str, str] = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that the listing itself was read with
+            links[number] = os.readlink(f"/proc/self/fd/{number}")
+    return links
+
+
+@dataclass
+class Answered:
+    """What the application sent, message by message."""
+
+    exchange: Exchange
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    is_complete: bool = False
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert not self.status, "two starts"
+            self.status, self.headers = message["status"], message["headers"]
+            return
+        assert self.status, "a body before its start"
+        assert not self.is_complete, "more after the end"
+        self.parts.append(message.get("body", b""))
+        self.is_complete = not message.get("more_body", False)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for found, value in self.headers if found.lower() == name), None)
+
+
+class Parts:
+    """Application, routes and front of a configuration."""
+
+    def __init__(self, config: Config, log: DaemonLog) -> None:
+        self.config = config
+        self.proxy = Proxy(Running(config, build_routes(config, make_upstream), None), log, False)
+        self.app = App(self.proxy)
+        self.front = FrontState(
+            asyncio.get_running_loop(),
+            self.app,  # type: ignore[arg-type]  # messages are plain dicts here
+            self.proxy.record,
+            FrontLimits.of(config),
+            log,
+        )
+        self.proxy.front = self.front
+
+    @property
+    def route(self) -> Route:
+        """The first exporter's."""
+        return self.proxy.running.routes.routes[0]
+
+    async def scrape(
+        self,
+        answered: Answered,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        send: Callable[..., Any] | None = None,
+    ) -> Answered:
+        """One request given to the application as the front gives it."""
+        exchange = answered.exchange
+        scope = {
+            "type": "http",
+            "method": exchange.method,
+            "path": exchange.path.decode("latin-1"),
+            "query_string": exchange.query,
+            "headers": list(headers),
+            "exchange": exchange,
+            "address": IPv4Address("127.0.0.1"),
+        }
+        await self.app(scope, _no_body, send or answered.send)
+        return answered
+
+    def request(self, method: str = "GET", query: bytes = b"") -> Answered:
+        """A request for the first exporter, as yet without an answer."""
+        return Answered(Exchange("127.0.0.1", method, self.route.path, query, time.monotonic()))
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[Listener]:
+        """A listener on a port of its own, every connection gone afterwards."""
+        listener = Listener(bind(ListenAddress("127.0.0.1", 0)), self.front, None)
+        listener.start()
+        try:
+            yield listener
+        finally:
+            listener.stop()
+            for connection in list(self.front.connections):
+                connection.transport.abort()
+            await until(lambda: not self.front.connections, "all connections are gone")
+
+
+async def _no_body() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+@contextlib.asynccontextmanager
+async def parts(log_path: Path, exporters: Mapping[str, Any], **config: Any) -> AsyncIterator[Parts]:
+    """The parts for these exporters; transports and log are closed at the end."""
+    text = yaml.safe_dump({**config, "exporters": dict(exporters)})
+    writer = LogWriter(str(log_path))
+    writer.open()
+    made = Parts(parse_config(text.encode(), "config.yml"), DaemonLog(writer))
+    try:
+        yield made
+    finally:
+        for route in made.proxy.running.routes.routes:
+            await route.transport.aclose()
+        writer.close()
