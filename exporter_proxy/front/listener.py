@@ -25,6 +25,9 @@ BACKLOG = 512
 ACCEPT_AT_ONCE = 64
 """Connections accepted before the loop turns to others again."""
 RETRY_SECONDS = 0.2
+RECOVERED_SECONDS = 1.0
+ROOM_AT_LEAST = 8
+"""Idle connections closed at once when descriptors run out; or a quarter of all, if that is more."""
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -39,7 +42,8 @@ class Listener:
         self._state = state
         self._admitting: dict[asyncio.Task[None], float] = {}
         self._telling: set[asyncio.Task[None]] = set()
-        self._is_short = False
+        self._recovery: asyncio.TimerHandle | None = None
+        """Runs while the last shortage is not long enough ago to be over."""
         self._retry: asyncio.TimerHandle | None = None
 
     @property
@@ -54,8 +58,9 @@ class Listener:
 
     def stop(self) -> None:
         """Accept no more, and give up handshakes under way."""
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._recovery):
+            if timer is not None:
+                timer.cancel()
         if self.socket.fileno() >= 0:
             self._state.loop.remove_reader(self.socket.fileno())
             self.socket.close()
@@ -73,9 +78,6 @@ class Listener:
                     raise
                 self._pause(error)
                 return
-            if self._is_short:
-                self._is_short = False
-                self._state.log.info("accepting connections again", address=self.address)
             connection.setblocking(False)
             self._admit(connection, peer[0])
 
@@ -83,15 +85,23 @@ class Listener:
         """Out of file descriptors: make room and come back, rather than spin on a readable socket."""
         loop = self._state.loop
         loop.remove_reader(self.socket.fileno())
-        self._close_longest_idle()
+        for _ in range(max(ROOM_AT_LEAST, len(self._state.connections) // 4)):
+            if not self._close_longest_idle():
+                break
         self._retry = loop.call_later(RETRY_SECONDS, self.start)
-        if not self._is_short:
-            self._is_short = True
+        if self._recovery is None:
             self._state.log.error(
                 "cannot accept connections for now",
                 error=error.strerror,
                 hint="raise LimitNOFILE or lower max_connections",
             )
+        else:
+            self._recovery.cancel()
+        self._recovery = loop.call_later(RECOVERED_SECONDS, self._say_recovered)
+
+    def _say_recovered(self) -> None:
+        self._recovery = None
+        self._state.log.info("accepting connections again", address=self.address)
 
     def _admit(self, connection: socket.socket, host: str) -> None:
         state = self._state

@@ -80,9 +80,11 @@ class LogWriter:
         self._reopen.set()
 
     def close(self, timeout_seconds: float = 1.0) -> None:
-        """Write what is pending, for at most ``timeout_seconds``, and end the thread."""
+        """Write what is pending, waiting at most ``timeout_seconds`` for it, and close the file."""
         self._hand_over()
-        if self._thread is not None:
+        if self._thread is None:
+            self._close_file()
+        else:
             self._queue.put(None)
             self._thread.join(timeout_seconds)
             self._thread = None
@@ -116,6 +118,13 @@ class LogWriter:
             else:
                 self._say("")
             self._finished_lines += len(lines)
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._stream_fd is None and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._in_mid_line = False
 
     def _open_again_if_needed(self) -> None:
         """Follow the path: a rotated, deleted or unmounted file is left for the one now there."""
@@ -126,9 +135,7 @@ class LogWriter:
             return
         self._next_check = now + CHECK_INTERVAL_SECONDS
         if self._fd >= 0 and (self._reopen.is_set() or not _is_same_file(self._fd, self.path)):
-            os.close(self._fd)
-            self._fd = -1
-            self._in_mid_line = False
+            self._close_file()
         self._reopen.clear()
         self.open()
 

@@ -7,7 +7,6 @@ import time
 import httpx
 
 from exporter_proxy.scrape.routing import Route
-from exporter_proxy.scrape.verified import verified
 from exporter_proxy.upstreams import ScrapeRequest
 
 
@@ -35,7 +34,9 @@ class Question:
             route.slots.release()
             raise
         request.exchange.first_byte_seconds = time.monotonic() - request.exchange.started
-        return verified(response, route, request.method) if route.exporter.verify else response
+        if route.verify is None:
+            return response
+        return route.verify(response, route.exporter, request.method)
 
     async def __aexit__(self, *_: object) -> None:
         try:

@@ -18,6 +18,7 @@ from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
 from exporter_proxy.scrape.share import Shares
 
+Verify = Callable[[httpx.Response, Exporter, str], httpx.Response]
 MakeTransport = Callable[[Exporter, tuple[Network, ...] | None], httpx.AsyncBaseTransport]
 
 
@@ -38,6 +39,8 @@ class Route:
             if exporter.share_for_seconds
             else None
         )
+        self.verify = _load_verification() if exporter.verify else None
+        """Judges an answer for this route; ``None``: answers are not judged."""
         self.slots = asyncio.Semaphore(exporter.max_concurrent)
         configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
         replaced = {name.lower() for name, _ in configured}
@@ -79,6 +82,13 @@ class Route:
                 if name not in allowed:
                     return name
         return None
+
+
+def _load_verification() -> Verify:
+    """The grammars take 20 ms and 2 MiB to compile, so that only those who want them pay."""
+    from exporter_proxy.scrape.verified import verified  # noqa: PLC0415
+
+    return verified
 
 
 class RouteTable:

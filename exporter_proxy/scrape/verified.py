@@ -11,39 +11,39 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from exporter_proxy.config.schema import Exporter
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.exposition import Malformed, TooLarge, Verifier, verifier_for
-from exporter_proxy.scrape.routing import Route
 
 HOLD_BYTES = 256 * 1024
 
 
-def verified(response: httpx.Response, route: Route, method: str) -> httpx.Response:
+def verified(response: httpx.Response, exporter: Exporter, method: str) -> httpx.Response:
     """``response`` with a stream that raises ScrapeError ``malformed`` or ``too_large``.
 
     As it is where there is nothing to judge: no 200, a HEAD, an unknown format.
     """
     if response.status_code != 200 or method == "HEAD":
         return response
-    content_type = route.exporter.content_type or response.headers.get("content-type")
+    content_type = exporter.content_type or response.headers.get("content-type")
     verifier = verifier_for(
         content_type,
         response.headers.get("content-encoding"),
-        max_decoded_bytes=route.exporter.max_response_bytes,
+        max_decoded_bytes=exporter.max_response_bytes,
     )
     if verifier is not None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = VerifiedBody(response.stream, verifier, route)
+        response.stream = VerifiedBody(response.stream, verifier, exporter)
     return response
 
 
 class VerifiedBody(httpx.AsyncByteStream):
     """A body that is judged while it passes by."""
 
-    def __init__(self, body: httpx.AsyncByteStream, verifier: Verifier, route: Route) -> None:
+    def __init__(self, body: httpx.AsyncByteStream, verifier: Verifier, exporter: Exporter) -> None:
         self._body = body
         self._verifier = verifier
-        self._route = route
+        self._backend = exporter.url.backend
         self.is_exhausted = False
         """Whether the part given out last was the last one of a body that is good."""
 
@@ -66,9 +66,7 @@ class VerifiedBody(httpx.AsyncByteStream):
         except Malformed as fault:
             raise self._malformed(fault) from None
         except TooLarge as fault:
-            raise ScrapeError(
-                Reason.TOO_LARGE, f"{self._route.backend}: {fault} (max_response_bytes)"
-            ) from None
+            raise ScrapeError(Reason.TOO_LARGE, f"{self._backend}: {fault} (max_response_bytes)") from None
         if held:
             self.is_exhausted = True
             yield held[0] if len(held) == 1 else b"".join(held)
@@ -81,6 +79,6 @@ class VerifiedBody(httpx.AsyncByteStream):
         where = "" if fault.line is None else f" line {fault.line}:"
         return ScrapeError(
             Reason.MALFORMED,
-            f"{self._route.backend} sent what Prometheus cannot parse:{where} {fault.problem}",
+            f"{self._backend} sent what Prometheus cannot parse:{where} {fault.problem}",
             fault.excerpt,
         )

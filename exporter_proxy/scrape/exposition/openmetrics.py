@@ -98,6 +98,10 @@ class OpenMetricsGrammar:
 
     def step(self, data: bytes, at: int, end: int) -> int:
         """See ``Grammar.step``."""
+        # The lexer drops NULs after a HELP line. After other lines they are an error, let through.
+        at = _skip_nuls(data, at, end)
+        if at == end:
+            raise Incomplete
         first = data[at]
         if first == HASH:
             return _metadata(data, at, end)
@@ -199,6 +203,10 @@ def _label_value(value_body: re.Pattern[bytes], data: bytes, at: int, end: int) 
     start = at
     at = after_quoted(value_body, data, at, end, "a label value")
     check_utf8(data, start, at, "a label value")
+    return _skip_nuls(data, at, end)
+
+
+def _skip_nuls(data: bytes, at: int, end: int) -> int:
     nuls = _nuls.match(data, at, end)
     return nuls.end() if nuls else at
 
