@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from exporter_proxy import __version__
 from exporter_proxy.config import (
@@ -114,6 +116,8 @@ def _config_file(options: argparse.Namespace) -> str:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     from exporter_proxy.daemon import ServeOptions, StartError, run  # noqa: PLC0415 - `check` needs none of it
 
     overrides = Overrides(listen=tuple(options.listen), route_prefix=options.route_prefix)
@@ -134,6 +138,11 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"exporter_proxy: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    """Stopped before there is anything to drain: looking for exporters, reading the config."""
+    raise SystemExit(0)
 
 
 def _check(options: argparse.Namespace) -> int:

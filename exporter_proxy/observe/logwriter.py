@@ -76,8 +76,10 @@ class LogWriter:
             loop.call_later(FLUSH_INTERVAL_SECONDS, self._hand_over)
 
     def reopen(self) -> None:
-        """Open the path anew before the next line, for logrotate."""
+        """Open the path anew, for logrotate, and let go of the file that was open."""
         self._reopen.set()
+        if self._thread is not None:
+            self._queue.put([])
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """Write what is pending, waiting at most ``timeout_seconds`` for it, and close the file."""

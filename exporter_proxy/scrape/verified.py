@@ -7,6 +7,7 @@ of a longer body the last part is held back until the end has been judged too.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -53,7 +54,8 @@ class VerifiedBody(httpx.AsyncByteStream):
         is_holding = True
         try:
             async for chunk in self._body:
-                self._verifier.feed(chunk)
+                for _ in self._verifier.feed_in_steps(chunk):
+                    await asyncio.sleep(0)  # a small gzip body may decode to a very long page
                 if is_holding:
                     held_bytes += len(chunk)
                     is_holding = held_bytes <= HOLD_BYTES

@@ -53,6 +53,8 @@ class Dialer:
                 Reason.CONNECT, self._connect_advice(error, time.monotonic() - started)
             ) from None
         try:
+            # From here on the socket is the event loop's, on failure too: closed under its
+            # transport, the descriptor could come back as another connection's.
             _, protocol = await loop.create_connection(
                 make_protocol,
                 sock=connection,
@@ -60,11 +62,7 @@ class Dialer:
                 server_hostname=self._url.host if self._ssl_context else None,
             )
         except (ssl.SSLError, ConnectionError) as error:
-            connection.close()
             raise ScrapeError(Reason.CONNECT, self._tls_advice(error)) from None
-        except BaseException:
-            connection.close()
-            raise
         return protocol
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[_Address]:

@@ -23,6 +23,13 @@ MAX_HEAD_BYTES = 64 * 1024
 """Headers of all interim responses and of the final one together."""
 
 _CLOSE_DELIMITED = sys.maxsize
+_HTTP = b"HTTP/"
+
+
+def _begins_like_http(data: bytes, offset: int) -> bool:
+    """llhttp takes RTSP and ICE for HTTP; the first bytes, in however many reads, tell them apart."""
+    start = data[: len(_HTTP) - offset]
+    return _HTTP[offset : offset + len(start)] == start
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -49,6 +56,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._unparsed_bytes = 0
         self._head_bytes = 0
+        self._parsed_head_bytes = 0
+        self._fruitless_bytes = 0
         self._transfer_encoding = b""
         self._is_paused = False
         self._is_head_request = False
@@ -60,7 +69,13 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether the next request may go out on this connection."""
-        return self._is_complete and self._is_reusable and not self.closed and self._error is None
+        return (
+            self._is_complete
+            and self._is_reusable
+            and not self._chunks  # the next scrape would begin with the rest of this one
+            and not self.closed
+            and self._error is None
+        )
 
     @property
     def is_exhausted(self) -> bool:
@@ -84,7 +99,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers = []
         self.content_length = None
         self._transfer_encoding = b""
-        self._body_bytes = self._head_bytes = 0
+        self._body_bytes = self._head_bytes = self._parsed_head_bytes = self._fruitless_bytes = 0
         self._is_head_request = is_head_request
         self._is_head_complete = self._is_complete = False
         if self._error is not None:
@@ -144,7 +159,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._take_unparsed(data)
         elif self._is_complete:
             # Nothing was asked: what an exporter says unasked must not answer the next scrape.
-            self._fail_protocol("spoke before it was asked")
+            if not self.status:
+                self._fail_protocol("spoke before it was asked")
             self.abort()
         else:
             self._parse(data)
@@ -202,6 +218,10 @@ class UpstreamConnection(asyncio.Protocol):
         if parser is None or self._error is not None:
             return
         if not self._is_head_complete:
+            if self._head_bytes < len(_HTTP) and not _begins_like_http(data, self._head_bytes):
+                self._head_bytes += len(data)
+                self._fail_protocol("does not answer in HTTP")
+                return
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -220,9 +240,15 @@ class UpstreamConnection(asyncio.Protocol):
         if self._pieces:
             self._push(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
             self._pieces.clear()
+            self._fruitless_bytes = 0
+        elif self._is_head_complete and not self._is_complete:
+            # Chunk extensions and trailers: nobody gets them, so they may not go on for ever.
+            self._fruitless_bytes += len(data)
+            if self._fruitless_bytes > MAX_HEAD_BYTES and self._error is None:
+                self._fail_too_large("chunk extensions or trailers")
         if not self._is_head_complete:
             if self._head_bytes > MAX_HEAD_BYTES and self._error is None:
-                self._fail_too_large()
+                self._fail_too_large("response headers")
         elif not self._is_complete and not self._transfer_encoding:
             # From here on the length says it all: no parser, no copy.
             length = _CLOSE_DELIMITED if self.content_length is None else self.content_length
@@ -241,10 +267,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_reusable = False
         self._error = ScrapeError(Reason.PROTOCOL, f"{self._backend} {problem}; is it an exporter's port?")
 
-    def _fail_too_large(self) -> None:
+    def _fail_too_large(self, what: str) -> None:
         self._is_reusable = False
         self._error = ScrapeError(
-            Reason.TOO_LARGE, f"{self._backend} sent response headers of more than {MAX_HEAD_BYTES} bytes"
+            Reason.TOO_LARGE, f"{self._backend} sent {what} of more than {MAX_HEAD_BYTES} bytes"
         )
 
     # httptools callbacks. Nothing is raised in them: llhttp would go on in an undefined state.
@@ -254,14 +280,19 @@ class UpstreamConnection(asyncio.Protocol):
         if self._is_complete:
             self._is_reusable = False
 
+    def on_status(self, phrase: bytes) -> None:
+        """The reason phrase of a status line, or a part of it."""
+        self._parsed_head_bytes += len(phrase) + len(_HTTP) + 12
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line."""
         if self._is_head_complete:  # a trailer; RFC 9110 section 6.5.1 has it dropped unless understood
             return
         self.headers.append((name, value))
         size = len(name)
+        self._parsed_head_bytes += size + len(value) + 4
         if size == 14 and name.lower() == b"content-length":
-            self.content_length = int(value) if value.isdigit() else None
+            self.content_length = int(value)  # llhttp has seen to it that this is one number
         elif size == 17 and name.lower() == b"transfer-encoding":
             self._transfer_encoding += (
                 b"," + value.strip().lower() if self._transfer_encoding else value.strip().lower()
@@ -287,8 +318,8 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._transfer_encoding and (self._transfer_encoding != b"chunked" or version == "1.0"):
             # RFC 9112 section 6.1: an unknown coding cannot be passed on; in HTTP/1.0 it is faulty framing.
             self._fail_protocol("answered with a Transfer-Encoding other than chunked")
-        elif sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
-            self._fail_too_large()
+        elif self._parsed_head_bytes > MAX_HEAD_BYTES:
+            self._fail_too_large("response headers")
         else:
             self.status = status
             self._is_head_complete = True

@@ -10,6 +10,8 @@ run together, and lines that no Prometheus parses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from exporter_proxy.scrape.exposition.content_type import Format, format_of
 from exporter_proxy.scrape.exposition.gunzip import GzipVerifier
 from exporter_proxy.scrape.exposition.lines import LineVerifier
@@ -60,6 +62,11 @@ class _UndecodedVerifier:
             self._inner.feed(chunk)
         except Malformed as fault:
             raise self._explained(fault) from None
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
+        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
+        self.feed(chunk)
+        return ()
 
     def finish(self) -> None:
         """See ``Verifier.finish``."""

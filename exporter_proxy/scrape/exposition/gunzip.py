@@ -8,12 +8,13 @@ the last member is an error, padding included.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
-from exporter_proxy.scrape.exposition.verdict import Malformed, TooLarge, Verifier, excerpt_of
+from exporter_proxy.scrape.exposition.verdict import Malformed, TooLarge, Verifier
 
 _GZIP_WINDOW_BITS = 31
-_INPUT_SLICE_BYTES = 1 << 15
-_OUTPUT_SLICE_BYTES = 1 << 17
+_INPUT_SLICE_BYTES = 1 << 14
+_OUTPUT_SLICE_BYTES = 1 << 16
 
 
 class GzipVerifier:
@@ -29,10 +30,17 @@ class GzipVerifier:
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """Decode and check what is complete. Raises ``Malformed`` or ``TooLarge``."""
+        for _ in self.feed_in_steps(chunk):
+            pass
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterator[None]:
+        """See ``Verifier.feed_in_steps``; a step decodes 16 KiB, to 64 KiB at most."""
         view = memoryview(chunk)
         # In slices: zlib copies the input it leaves, which must not become quadratic.
         for start in range(0, len(view), _INPUT_SLICE_BYTES):
-            self._decode(bytes(view[start : start + _INPUT_SLICE_BYTES]))
+            if start:
+                yield
+            yield from self._decode(bytes(view[start : start + _INPUT_SLICE_BYTES]))
 
     def finish(self) -> None:
         """Check that the last member was whole and what it held is. Raises ``Malformed``."""
@@ -42,7 +50,7 @@ class GzipVerifier:
             raise Malformed(None, "", "the body is empty, but Content-Encoding says gzip")
         self._inner.finish()
 
-    def _decode(self, data: bytes) -> None:
+    def _decode(self, data: bytes) -> Iterator[None]:
         while data or self._in_member:
             if not self._in_member:
                 self._decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
@@ -51,7 +59,9 @@ class GzipVerifier:
                 decoded = self._decoder.decompress(data, _OUTPUT_SLICE_BYTES)
             except zlib.error as error:
                 reason = str(error).rpartition(": ")[2]
-                raise Malformed(None, excerpt_of(data, 0, 0), f"not a gzip body: {reason}") from None
+                raise Malformed(
+                    None, "", f"not a gzip body, though that is its Content-Encoding: {reason}"
+                ) from None
             self._pass_on(decoded)
             if self._decoder.eof:
                 self._members += 1
@@ -61,6 +71,8 @@ class GzipVerifier:
                 data = self._decoder.unconsumed_tail
                 if not data and len(decoded) < _OUTPUT_SLICE_BYTES:
                     return
+            if len(decoded) == _OUTPUT_SLICE_BYTES:
+                yield
 
     def _pass_on(self, decoded: bytes) -> None:
         self._decoded_bytes += len(decoded)

@@ -8,6 +8,7 @@ for more. Entries longer than ``ENTRY_LIMIT_BYTES`` are let through unjudged.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from typing import NoReturn
 
 from exporter_proxy.scrape.exposition.grammar import (
@@ -33,6 +34,7 @@ passes. No exporter writes a page of such entries, but one could be made to hold
 event loop."""
 
 _KEEP_BYTES = 1 << 18
+_KEEP_BLOCKS = 64
 _DECODE_BYTES = 1 << 16
 
 
@@ -53,6 +55,7 @@ class LineVerifier:
         """Checked blocks and how far, whose line breaks are counted only when they are many
         or a fault must be reported: on a small page counting would be a tenth of the work."""
         self._passed_bytes = 0
+        self._keep_bytes = _KEEP_BYTES
         self._odd_entries = 0
         self._empty = True
         self._skips_line = False
@@ -83,6 +86,11 @@ class LineVerifier:
                 return
             data = b"".join(self._pending)
         self._judge(data, data.rfind(b"\n") + 1)
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
+        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
+        self.feed(chunk)
+        return ()
 
     def finish(self) -> None:
         """Check what is left, and that the page is whole. Raises ``Malformed``."""
@@ -140,10 +148,12 @@ class LineVerifier:
             self._ended = True
         except Rejected as fault:
             self._reject(block, at, fault)
-        self._passed.append((block, at))
-        self._passed_bytes += at
-        if self._passed_bytes > _KEEP_BYTES:
+        if at:
+            self._passed.append((block, at))
+            self._passed_bytes += len(block)
+        if self._passed_bytes > self._keep_bytes or len(self._passed) > _KEEP_BLOCKS:
             self._count_lines()
+            self._keep_bytes = 0
         return at
 
     def _count_lines(self) -> int:

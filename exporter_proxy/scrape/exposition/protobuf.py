@@ -8,6 +8,7 @@ name, help and type only where the family has a metric.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NoReturn
 
 from exporter_proxy.scrape.exposition.verdict import Malformed
@@ -24,7 +25,6 @@ _NAME, _HELP, _TYPE, _METRIC, _UNIT = range(1, 6)
 _WIRE_TYPES = {_NAME: _BYTES, _HELP: _BYTES, _TYPE: _VARINT, _METRIC: _BYTES, _UNIT: _BYTES}
 _METRIC_TAG = _METRIC << 3 | _BYTES
 _FIELD_NAMES = {_NAME: "name", _HELP: "help", _TYPE: "type", _METRIC: "metric", _UNIT: "unit"}
-
 
 _empty_messages = re.compile(rb"\x00++")
 
@@ -59,9 +59,11 @@ class ProtobufVerifier:
     def feed(self, chunk: bytes | memoryview) -> None:
         """Check as much as is complete. Raises ``Malformed``."""
         data = chunk if isinstance(chunk, bytes) else bytes(chunk)
+        if not data:
+            return
         self._have += len(data)
         self._pieces.append(data)
-        if self._have < self._need or not data:
+        if self._have < self._need:
             return
         if len(self._pieces) > 1:
             data = b"".join(self._pieces)
@@ -76,6 +78,11 @@ class ProtobufVerifier:
         rest = data[at:]
         self._pieces = [rest] if rest else []
         self._have = len(rest)
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
+        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
+        self.feed(chunk)
+        return ()
 
     def finish(self) -> None:
         """Check that the last message was whole. Raises ``Malformed``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from typing import Protocol
 
 EXCERPT_MAX_CHARS = 120
@@ -17,6 +18,12 @@ class Verifier(Protocol):
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """Take the next piece, of any size. Raises ``Malformed`` or ``TooLarge``."""
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
+        """As ``feed``, but to be iterated over, with little work from one item to the next.
+
+        A few KiB of gzip can decode to many MiB. An event loop can run others in between.
+        """
 
     def finish(self) -> None:
         """The body is complete. Raises ``Malformed``."""
