@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -32,7 +31,11 @@ from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.scrape.routing import Route, build_routes
 from exporter_proxy.upstreams import make_upstream
 
-NAMES = {"two.test": ("127.0.0.2", "127.0.0.1"), "three.test": ("127.0.0.3", "127.0.0.2", "127.0.0.1")}
+NAMES: dict[str, tuple[str, ...]] = {
+    "two.test": ("127.0.0.2", "127.0.0.1"),
+    "three.test": ("127.0.0.3", "127.0.0.2", "127.0.0.1"),
+    "nowhere.test": (),
+}
 """The names that the loops below know, with their addresses in order."""
 
 T = TypeVar("T")
@@ -41,6 +44,8 @@ Scenario = Callable[[], Coroutine[Any, Any, T]]
 
 async def _known(host: Any, port: Any) -> list[Any]:
     await asyncio.sleep(0)
+    if not NAMES[host]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in NAMES[host]]
 
 
@@ -52,7 +57,7 @@ class _AsyncioLoop(asyncio.SelectorEventLoop):
 
 
 class _UvloopLoop(uvloop.Loop):
-    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:  # type: ignore[override]  # fewer names
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         if host in NAMES:
             return await _known(host, port)
         return await super().getaddrinfo(host, port, **options)
@@ -88,9 +93,9 @@ async def until(condition: Callable[[], bool], what: str, timeout_seconds: float
 def open_descriptors() -> dict[str, str]:
     """Every open file descriptor of this process and what it leads to."""
     links: dict[str, str] = {}
-    for number in os.listdir("/proc/self/fd"):
+    for descriptor in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(FileNotFoundError):  # the one that the listing itself was read with
-            links[number] = os.readlink(f"/proc/self/fd/{number}")
+            links[descriptor.name] = str(descriptor.readlink())
     return links
 
 

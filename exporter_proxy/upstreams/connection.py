@@ -294,9 +294,9 @@ class UpstreamConnection(asyncio.Protocol):
         if size == 14 and name.lower() == b"content-length":
             self.content_length = int(value)  # llhttp has seen to it that this is one number
         elif size == 17 and name.lower() == b"transfer-encoding":
-            self._transfer_encoding += (
-                b"," + value.strip().lower() if self._transfer_encoding else value.strip().lower()
-            )
+            # Blanks only: behind a tab llhttp takes "chunked" for a coding it does not know.
+            coding = value.strip(b" ").lower()
+            self._transfer_encoding += b"," + coding if self._transfer_encoding else coding
 
     def on_headers_complete(self) -> None:
         """The head is complete: an interim response is swallowed, a final one is judged."""

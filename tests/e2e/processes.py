@@ -1,4 +1,4 @@
-"""Real exporters and a real Prometheus as child processes, each on loopback and on a port of its own."""
+"""Child processes on loopback ports of their own: real exporters, a real Prometheus, a bare daemon."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 import pytest
 import yaml
 
+from tests.daemon import REPOSITORY
+
+MODULE = [sys.executable, "-m", "exporter_proxy"]
 START_SECONDS = 20.0
+STOP_SECONDS = 20.0
 LISTENING = "0A"
 """The state's number in /proc/net/tcp."""
 
@@ -63,8 +68,10 @@ def listening_port(process: subprocess.Popen[bytes]) -> int:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, f"{process.args!r} ended with status {process.returncode}"
-        links = [link for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink()]
-        sockets = {str(link.readlink()) for link in links if link.is_symlink()}
+        sockets: set[str] = set()
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                sockets.add(str(link.readlink()))
         for table in ("tcp", "tcp6"):
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
                 fields = line.split()
@@ -143,6 +150,26 @@ def redis_server() -> Iterator[str]:
             process.wait()
 
 
+@contextmanager
+def serving(directory: Path, *arguments: str) -> Iterator[int]:
+    """The daemon with exactly these arguments, in ``directory``; gives its port.
+
+    For what ``tests.daemon.Daemon`` cannot do: it needs the daemon's log, in logfmt on standard error.
+    What the process prints goes to the file ``output``. It has to stop with status 0.
+    """
+    with (directory / "output").open("wb") as output:
+        process = start_process(
+            ["env", f"--chdir={directory}", *MODULE, *arguments], {"PYTHONPATH": str(REPOSITORY)}, output
+        )
+    try:
+        yield listening_port(process)
+        process.terminate()
+        assert process.wait(STOP_SECONDS) == 0, (directory / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Prometheus:
     """A Prometheus with storage and port of its own, from ``with`` to the end of the block."""
 
@@ -176,6 +203,9 @@ class Prometheus:
         self._process.wait()
         self._directory.cleanup()
 
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._port}{path}"
+
     def targets(self) -> list[dict[str, Any]]:
         """The active targets, as ``/api/v1/targets`` has them."""
         found: list[dict[str, Any]] = self._ask("targets", state="active")["activeTargets"]
@@ -194,6 +224,6 @@ class Prometheus:
 
     def _ask(self, endpoint: str, **parameters: str) -> Any:
         query = urllib.parse.urlencode(parameters)
-        url = f"http://127.0.0.1:{self._port}/api/v1/{endpoint}?{query}"
+        url = self.url(f"/api/v1/{endpoint}?{query}")
         with urllib.request.urlopen(url, timeout=START_SECONDS) as response:
             return json.load(response)["data"]

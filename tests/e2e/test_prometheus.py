@@ -32,8 +32,9 @@ from tests.fakes.exporter import (
 )
 from tests.fakes.ports import refusing_port, unanswering_port
 
-# Prometheus starts to scrape some five seconds after it has started, hence one for all tests here.
-pytestmark = [pytest.mark.needs_prometheus, pytest.mark.xdist_group("prometheus")]
+# Prometheus starts to scrape some five seconds after it has started, hence one for all tests here (and in
+# one process: --dist loadfile).
+pytestmark = pytest.mark.needs_prometheus
 
 SCRAPE_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0

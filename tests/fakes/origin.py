@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Self, cast
 
 READ_LIMIT_BYTES = 1 << 20
@@ -142,3 +143,17 @@ def say_and_close(*parts: bytes) -> Answer:
 async def hang(visit: Visit) -> None:
     """No answer at all."""
     await visit.until_left()
+
+
+@contextlib.contextmanager
+def unanswering(host: str, port: int) -> Iterator[None]:
+    """An address whose accept queue is full: connecting to it hangs, as behind a dropping firewall."""
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+        yield

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 
-from tests.testdata.exposition.pages import TEXT, Page, Taken
+from tests.testdata.exposition.pages import TEXT, Page, Taken, zipped
 from tests.testdata.exposition.protobuf import FOO, delimited
 
 PLAIN = b"foo 1\n"
-ZIPPED = gzip.compress(PLAIN)
+ZIPPED = zipped(PLAIN)
 
 _ONLY_TEXT = b"# a comment\nfoo 1\n"
 _ONLY_OPENMETRICS = b"# TYPE foo info\n# EOF\n"
@@ -65,32 +64,32 @@ CONTENT_TYPE_PAGES = [
     for body, right in ((good, True), (_ONLY_TEXT if good is not _ONLY_TEXT else _ONLY_OPENMETRICS, False))
 ]
 
-_DECODED = "not a gzip body"
+_NOT_GZIP = "not a gzip body"
 
 ENCODED_PAGES = [
     Page(body, TEXT, encoding, Taken.BY_NONE if problem else Taken.BY_2, line, problem)
     for encoding, body, line, problem in (
         ("gzip", ZIPPED, None, ""),
         (" gzip ", ZIPPED, None, ""),
-        ("gzip", gzip.compress(b""), None, ""),
+        ("gzip", zipped(b""), None, ""),
         ("gzip", ZIPPED + ZIPPED, None, ""),
-        ("gzip", gzip.compress(b"fo") + gzip.compress(b"o 1"), None, ""),
+        ("gzip", zipped(b"fo") + zipped(b"o 1"), None, ""),
         ("identity", PLAIN, None, ""),
         ("br", PLAIN, None, ""),
         ("gzip", b"", None, "the body is empty"),
         ("gzip", ZIPPED[:5], None, "cut off"),
         ("gzip", ZIPPED[:-3], None, "cut off"),
-        ("gzip", ZIPPED[:-8] + b"abcd" + ZIPPED[-4:], None, _DECODED),
-        ("gzip", ZIPPED[:-4] + b"abcd", None, _DECODED),
-        ("gzip", ZIPPED + b"garbage at the end", None, _DECODED),
-        ("gzip", ZIPPED + bytes(64), None, _DECODED),
-        ("gzip", PLAIN, None, _DECODED),
-        ("gzip", zlib.compress(PLAIN), None, _DECODED),
-        ("gzip", gzip.compress(b"a 1\n<html>\n"), 2, "not HTML"),
+        ("gzip", ZIPPED[:-8] + b"abcd" + ZIPPED[-4:], None, _NOT_GZIP),
+        ("gzip", ZIPPED[:-4] + b"abcd", None, _NOT_GZIP),
+        ("gzip", ZIPPED + b"garbage at the end", None, _NOT_GZIP),
+        ("gzip", ZIPPED + bytes(64), None, _NOT_GZIP),
+        ("gzip", PLAIN, None, _NOT_GZIP),
+        ("gzip", zlib.compress(PLAIN), None, _NOT_GZIP),
+        ("gzip", zipped(b"a 1\n<html>\n"), 2, "not HTML"),
         (None, ZIPPED, 1, "gzip without a Content-Encoding"),
         ("GZIP", ZIPPED, 1, "Prometheus does not decode Content-Encoding 'GZIP'"),
         ("x-gzip", ZIPPED, 1, "Prometheus does not decode Content-Encoding 'x-gzip'"),
         ("deflate", zlib.compress(PLAIN), 1, "Prometheus does not decode Content-Encoding 'deflate'"),
-        ("gzip, gzip", gzip.compress(ZIPPED), 1, "Prometheus does not decode"),
+        ("gzip, gzip", zipped(ZIPPED), 1, "Prometheus does not decode"),
     )
 ]

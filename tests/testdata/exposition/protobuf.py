@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 from struct import pack
 
-from tests.testdata.exposition.pages import PROTOBUF, Page, Taken, bad, taken
+from tests.testdata.exposition.pages import PROTOBUF, Page, Taken, bad, taken, zipped
 
 
 def varint(number: int) -> bytes:
@@ -77,7 +76,7 @@ LENIENT_PROTOBUF = [
     *taken(
         Taken.IF_RELABELLED,
         PROTOBUF,
-        delimited(family(metrics=(field(1, field(1, b"a")) * 2 + metric(),))),
+        delimited(family(metrics=(field(1, field(1, b"a") + field(2, b"b")) * 2 + metric(),))),
     ),
     *taken(
         Taken.UNJUDGED,
@@ -98,8 +97,9 @@ BAD_PROTOBUF = [
         (delimited(FOO) + b"\x80", f"{_CUT} 2"),
         (b"\xff\xff\xff\xff\x0f", f"{_CUT} 1"),
         (b"foo 1\n", "MetricFamily 1, byte 2, has a field of wire type 7"),
-        (b"<html>", "MetricFamily 1, byte 2, has a field"),
-        (gzip.compress(b"foo 1\n"), "MetricFamily 1"),
+        (b"<html>", f"{_CUT} 1"),
+        (b"<html>" * 20, "MetricFamily 1, byte 9, has a field of wire type 4"),
+        (zipped(b"foo 1\n"), "MetricFamily 1"),
         (delimited(field(3, 0) + field(4, metric())), "MetricFamily 1 has no name"),
         (delimited(FOO, family(b"")), "MetricFamily 2 has no name"),
         (delimited(family(b"\xff")), "MetricFamily 1 has a name that is not valid UTF-8"),

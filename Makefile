@@ -1,0 +1,27 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint types check run bench
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## what is missing of packages (apt) and Python environment (.venv)
+	@.ci/setup
+
+test: setup ## all tests; some of them: make test ARGS="-k reload"
+	.venv/bin/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+lint: setup ## style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup ## static types
+	.venv/bin/mypy
+
+check: lint types ## lint and types
+
+run: ## serve the exporters of this host, or a demo exporter, on 127.0.0.1:9099
+	@.ci/setup run
+	.venv/bin/exporter_proxy serve --discover
+
+bench: setup ## CPU per scrape beside nginx and others
+	.venv/bin/python -m tests.bench

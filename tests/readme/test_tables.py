@@ -1,0 +1,213 @@
+"""README.md's tables, lists and numbers are those of the program: nothing is missing, nothing is made up."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from exporter_proxy.cli import COMMANDS, DEFAULT_CONFIG_FILES
+from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
+from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
+from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
+from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from exporter_proxy.daemon import LAG_SAMPLES
+from exporter_proxy.discover.candidates import EXPORTER_PORTS
+from exporter_proxy.discover.recognise import known_ports
+from exporter_proxy.observe.history import RECENT_SCRAPES
+from exporter_proxy.pages import PAGES
+from exporter_proxy.reasons import DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason
+from exporter_proxy.scrape.headers import FORWARDED, SCRAPE_TIMEOUT_HEADER
+from exporter_proxy.scrape.verified import HOLD_BYTES
+from exporter_proxy.upstreams.connection import MAX_HEAD_BYTES
+from tests.daemon import REPOSITORY, proxied
+from tests.e2e.processes import MODULE
+from tests.readme.document import README, blocks, code_words, sections, table
+
+SECTION_KEYS = {"tls": TLS_KEYS, "access_log": ACCESS_LOG_KEYS, "error_log": ERROR_LOG_KEYS}
+EXPORTER = {"url": "http://127.0.0.1:9100/metrics"}
+
+
+def key_rows(number: int) -> list[tuple[str, str]]:
+    """Key and default of each row of a table of keys; a row may be for several keys."""
+    rows = table("Configuration", "Key", number).rows
+    return [(key, default) for keys, default, _ in rows for key in code_words(keys)]
+
+
+def daemon_config(text: str = "") -> Config:
+    return replace(parse_config(f"{text}\nexporters: {{x: {EXPORTER}}}".encode(), "config.yml"), sha256="")
+
+
+def exporter_config(**entry: Any) -> Exporter:
+    return parse_config(f"exporters: {{x: {entry}}}".encode(), "config.yml").exporters[0]
+
+
+def value_of(parsed: object, key: str) -> object:
+    """What ``key`` has become; attributes carry their unit or that they are a path."""
+    names = [name for name in (key, f"{key}_seconds", f"{key}_path", f"{key}_file") if hasattr(parsed, name)]
+    assert names, f"{type(parsed).__name__} has nothing called like {key}"
+    return getattr(parsed, names[0])
+
+
+def test_the_keys_of_the_daemon_are_all_there() -> None:
+    dotted = [f"{section}.{key}" for section, keys in SECTION_KEYS.items() for key in keys]
+    plain = [key for key in TOP_KEYS if key not in SECTION_KEYS]
+    assert sorted(key for key, _ in key_rows(0)) == sorted(dotted + plain)
+
+
+def test_the_keys_of_an_exporter_are_all_there_and_the_first_are_those_of_defaults() -> None:
+    keys = [key for key, _ in key_rows(1)]
+    assert sorted(keys) == sorted(EXPORTER_KEYS)
+    assert tuple(keys[: len(DEFAULTS_KEYS)]) == DEFAULTS_KEYS
+    assert len(DEFAULTS_KEYS) == 7
+    assert "first seven" in sections()["Configuration"]
+
+
+@pytest.mark.parametrize(("key", "default"), key_rows(0))
+def test_defaults_of_the_daemon_are_what_they_are_said_to_be(key: str, default: str) -> None:
+    section, _, leaf = key.rpartition(".")
+    values = code_words(default)
+    if default == "required":
+        with pytest.raises(ConfigError, match=rf"{key}: nothing to serve"):
+            parse_config(b"listen: ':9099'", "config.yml")
+    elif values:
+        with_value = f"{section}: {{{leaf}: {values[0]}}}" if section else f"{key}: {values[0]}"
+        assert daemon_config(with_value) == daemon_config(f"{section}: {{}}" if section else "")
+    elif section == "access_log":
+        assert default == ("see below" if leaf == "fields" else "stdout")
+        assert leaf == "fields" or value_of(daemon_config("access_log: {}").access_log, leaf) is None
+    elif key != "defaults":  # a section like the exporters', none of its own
+        assert value_of(daemon_config(), section or key) is None
+
+
+@pytest.mark.parametrize(("key", "default"), key_rows(1))
+def test_defaults_of_an_exporter_are_what_they_are_said_to_be(key: str, default: str) -> None:
+    values = code_words(default)
+    if default == "required":
+        with pytest.raises(ConfigError, match=rf"exporters.x.{key}: missing"):
+            exporter_config(path="/x")
+    elif values:
+        text = f"exporters: {{x: {{url: '{EXPORTER['url']}', {key}: {values[0].replace('NAME', 'x')}}}}}"
+        assert parse_config(text.encode(), "config.yml").exporters == (exporter_config(**EXPORTER),)
+    else:
+        assert value_of(exporter_config(**EXPORTER), key) in (None, ())
+
+
+def test_the_status_table_has_every_reason_with_its_status() -> None:
+    rows = table("When something is wrong", "Reason").rows
+    expected = {
+        **{reason: str(status) for reason, status in {**DENIAL_STATUS, **SCRAPE_ERROR_STATUS}.items()},
+        Reason.BAD_REQUEST: "400 or 431",
+        Reason.UPSTREAM_STATUS: "the exporter's",
+    }
+    assert sorted(row[0] for row in rows) == sorted(f"`{reason}`" for reason in Reason)
+    assert {row[0].strip("`"): row[1] for row in rows} == expected
+    assert all(row[2] for row in rows)
+
+
+def test_every_503_has_a_retry_after_and_nothing_else_has() -> None:
+    assert "Every 503 has a `Retry-After`" in README
+    statuses = {**DENIAL_STATUS, **SCRAPE_ERROR_STATUS}
+    assert {reason for reason, status in statuses.items() if status == 503} == set(RETRY_AFTER_SECONDS)
+
+
+def test_the_metrics_table_has_every_metric_with_its_type_and_labels() -> None:
+    with proxied() as (daemon, _):
+        daemon.get("/x/metrics").expect_ok()
+        daemon.wait_for_metric(1, "exporter_proxy_exporter_up", exporter="x")
+        page = daemon.get("/metrics").expect_ok().body.decode()
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE))
+    actual = set()
+    for name, kind in types.items():
+        if not name.startswith("process_"):
+            sample = re.search(rf"^{name}(?:_bucket)?(?:\{{(.*)\}})? ", page, re.MULTILINE)
+            assert sample is not None, name
+            labels = re.findall(r'(\w+)="', sample[1] or "")
+            actual.add((name, kind, tuple(sorted(label for label in labels if label != "le"))))
+    assert any(name.startswith("process_") for name in types)
+    rows = table("Own metrics", "Metric").rows
+    assert rows[-1][0] == "`process_*`"
+    shown = [
+        (name.strip("`"), kind, tuple(sorted(code_words(labels)))) for name, kind, labels, _ in rows[:-1]
+    ]
+    assert sorted(shown) == sorted(actual)
+
+
+def help_of(*command: str) -> str:
+    result = subprocess.run(
+        [*MODULE, *command, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=20, check=True
+    )
+    return result.stdout
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", text)) - {"--help"}
+
+
+def test_the_synopsis_has_every_command_and_flag() -> None:
+    synopsis = next(block.text for block in blocks() if block.section == "Command line")
+    helps = {command: help_of(command) for command in COMMANDS}
+    assert flags_in(synopsis) == flags_in(help_of() + "".join(helps.values()))
+    for command in COMMANDS:
+        lines = [line for line in synopsis.splitlines() if re.match(rf"exporter_proxy \[?{command}\b", line)]
+        assert lines, f"{command} is missing"
+        if command != "serve":  # its line goes on in the next
+            assert flags_in(lines[0]) == flags_in(helps[command])
+    for choices in re.findall(r"\{([a-z,]+)\}", helps["serve"]):
+        assert choices.replace(",", "|") in synopsis
+    assert set(DEFAULT_CONFIG_FILES) <= set(code_words(sections()["Command line"]))
+
+
+def test_the_log_fields_are_all_there_in_their_order() -> None:
+    paragraph = paragraph_of("Behaviour", "**Logs.**")
+    assert [word for word in code_words(paragraph) if word in ACCESS_LOG_FIELDS] == list(ACCESS_LOG_FIELDS)
+
+
+def test_the_headers_that_pass_are_all_there() -> None:
+    paragraph = paragraph_of("Behaviour", "**What passes.**")
+    passing = paragraph[paragraph.index("To the exporter go") : paragraph.index("and the query")]
+    named = {word.lower().encode() for word in code_words(passing)}
+    assert named == FORWARDED | {SCRAPE_TIMEOUT_HEADER}
+
+
+def paragraph_of(section: str, start: str) -> str:
+    return next(text for text in sections()[section].split("\n\n") if text.lstrip().startswith(start))
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path != "/"])
+def test_every_page_is_named(path: str) -> None:
+    assert f"`{path}`" in README or f"{path}\n" in README
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        (r"It is (\d+) s where neither is", [DEFAULT_TIMEOUT_SECONDS]),
+        (r"and (\d+) minutes at most", [MAX_TIMEOUT_SECONDS / 60]),
+        (r"each exporter's last (\d+) scrapes", [RECENT_SCRAPES]),
+        (r"holds back up to (\d+) KiB", [HOLD_BYTES / 1024]),
+        (r"headers over (\d+) KiB", [MAX_HEAD_BYTES / 1024]),
+        (r"worst delay of the event loop in (\d+) s", [LAG_SAMPLES]),
+        (r"sockets on ports (\d+) to (\d+)", [EXPORTER_PORTS[0], EXPORTER_PORTS[-1]]),
+    ],
+)
+def test_numbers_in_the_text_are_the_programs(words: str, numbers: list[float]) -> None:
+    found = re.search(words, " ".join(README.split()))
+    assert found is not None
+    assert [float(number) for number in found.groups()] == numbers
+
+
+def test_the_picture_shows_exporters_at_their_ports() -> None:
+    picture = next(block.text for block in blocks() if block.section == "")
+    exporters = re.findall(r"/(\w+)/metrics +--> +127\.0\.0\.1:(\d+)", picture)
+    assert len(exporters) == 3
+    assert {name for name, _ in exporters} == {known_ports()[int(port)].name for _, port in exporters}
+
+
+def test_links_lead_to_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (REPOSITORY / link).exists()] == []
