@@ -53,7 +53,7 @@ def raise_open_files_limit() -> None:
 class Program:
     """A process from ``with`` to the end of the block; what it writes is in ``log``.
 
-    It has a session of its own: Ctrl-C at the terminal reaches the benchmark alone, which then ends it.
+    It is in a process group of its own: Ctrl-C reaches the benchmark alone, which then ends it.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 
 import pytest
@@ -233,11 +234,14 @@ def test_cpu_clock_of_a_process() -> None:
     assert rss_bytes(os.getpid()) > 1 << 20
 
 
-def test_apart_gives_the_cpus_back() -> None:
+def test_apart() -> None:
     cpus = os.sched_getaffinity(0)
-    with apart([os.getpid()], []):
-        pass
-    assert os.sched_getaffinity(0) == cpus
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as measured:
+        with apart([measured.pid], []):
+            last = {max(cpus)} if len(cpus) > 1 else cpus
+            assert os.sched_getaffinity(measured.pid) == last
+            assert os.sched_getaffinity(0) == (cpus - last or cpus)
+        assert os.sched_getaffinity(measured.pid) == os.sched_getaffinity(0) == cpus
 
 
 def test_options() -> None:
