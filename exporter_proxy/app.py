@@ -124,7 +124,6 @@ async def _scrape_shared(request: ScrapeRequest, route: Route, exchange: Exchang
     finally:
         await answer.aclose()
         if is_shared:
-            exchange.received_bytes = 0  # another scrape's exchange has them
             route.record.shared_scrapes += 1
 
 

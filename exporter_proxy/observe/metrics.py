@@ -22,7 +22,8 @@ from exporter_proxy.observe.history import DURATION_BUCKETS_SECONDS, ExporterRec
 from exporter_proxy.reasons import Reason
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-RECORDS_PER_SLICE = 40
+RECORDS_PER_SLICE = 8
+"""About a millisecond's work: a scrape takes a few turns of the loop, and waits for a slice at each."""
 _EOF = b"# EOF\n"
 
 

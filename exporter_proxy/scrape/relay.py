@@ -17,6 +17,7 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
 from exporter_proxy.scrape.routing import Route
+from exporter_proxy.upstreams.http import too_large
 from exporter_proxy.upstreams.messages import raw_headers_of
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -39,11 +40,11 @@ async def relay(
         raise ScrapeError(
             Reason.REDIRECT, f"{route.backend} answered {status} (a redirect); set url to where it leads"
         )
-    max_bytes = route.exporter.max_response_bytes
     headers = response_headers(raw_headers_of(response))
     length = _content_length(headers)
+    max_bytes = route.exporter.max_response_bytes
     if length is not None and length > max_bytes:
-        raise _too_large(route, f"announced {length} bytes")
+        raise too_large(f"announced {length} bytes", route.backend, max_bytes)
     if status == 204 and length is not None:  # RFC 9110 section 8.6
         headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
     if route.content_type is not None:
@@ -61,9 +62,6 @@ async def relay(
     is_last = False
     async for chunk in stream:
         size = len(chunk)
-        exchange.received_bytes += size
-        if exchange.received_bytes > max_bytes:
-            raise _too_large(route, f"sent more than {max_bytes} bytes")
         exchange.waiting_for_client = True
         if not exchange.status:
             exchange.status = status
@@ -87,11 +85,3 @@ def _content_length(headers: Headers) -> int | None:
         if len(name) == 14 and name.lower() == b"content-length":
             return int(value)
     return None
-
-
-def _too_large(route: Route, what: str) -> ScrapeError:
-    limit = route.exporter.max_response_bytes
-    return ScrapeError(
-        Reason.TOO_LARGE,
-        f"{route.backend} {what}, over max_response_bytes ({limit}); raise it or scrape less",
-    )

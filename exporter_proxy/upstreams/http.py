@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator
 import httpx
 
 from exporter_proxy.config.schema import Exporter, Network
-from exporter_proxy.reasons import ScrapeError
+from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.upstreams.connect import Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
 from exporter_proxy.upstreams.messages import ScrapeRequest, ScrapeResponse, raw_headers_of
@@ -36,7 +37,8 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         allow_upstreams: tuple[Network, ...] | None,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
-        self._backend = exporter.url.backend
+        self.backend = exporter.url.backend
+        self._max_response_bytes = exporter.max_response_bytes
         self._dialer = Dialer(exporter.url, allow_upstreams, ssl_context)
         self._idle: list[UpstreamConnection] = []
         self._expiry: asyncio.TimerHandle | None = None
@@ -71,7 +73,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
             except BaseException:
                 connection.abort()
                 raise
-            return self._response(connection)
+            return self._response(connection, request)
 
         connection = await self._connect(request)
         try:
@@ -79,7 +81,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        return self._response(connection)
+        return self._response(connection, request)
 
     async def aclose(self) -> None:
         """Close idle connections now and those in use when they come back."""
@@ -103,13 +105,15 @@ class HttpUpstream(httpx.AsyncBaseTransport):
     async def _connect(self, request: httpx.Request) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        connection = await self._dialer.connect(lambda: UpstreamConnection(loop, self._backend))
+        connection = await self._dialer.connect(lambda: UpstreamConnection(loop, self.backend))
         if isinstance(request, ScrapeRequest):
             request.exchange.connect_seconds = time.monotonic() - started
         return connection
 
-    def _response(self, connection: UpstreamConnection) -> httpx.Response:
-        return ScrapeResponse(connection.status, connection.headers, ResponseBody(self, connection))
+    def _response(self, connection: UpstreamConnection, request: httpx.Request) -> httpx.Response:
+        exchange = request.exchange if isinstance(request, ScrapeRequest) else None
+        body = ResponseBody(self, connection, self._max_response_bytes, exchange)
+        return ScrapeResponse(connection.status, connection.headers, body)
 
     def _close_expired(self) -> None:
         """The longest idle stand first; one timer serves them all and is set for the first."""
@@ -123,11 +127,26 @@ class HttpUpstream(httpx.AsyncBaseTransport):
             self._expiry = loop.call_at(self._idle[0].idle_since + KEEP_IDLE_SECONDS, self._close_expired)
 
 
+def too_large(what: str, backend: str, max_bytes: int) -> ScrapeError:
+    """A body over ``max_response_bytes``, announced or sent."""
+    advice = f"over max_response_bytes ({max_bytes}); raise it or scrape less"
+    return ScrapeError(Reason.TOO_LARGE, f"{backend} {what}, {advice}")
+
+
 class ResponseBody(httpx.AsyncByteStream):
     """The body of one response; closing it gives the connection back."""
 
-    def __init__(self, upstream: HttpUpstream, connection: UpstreamConnection) -> None:
+    def __init__(
+        self,
+        upstream: HttpUpstream,
+        connection: UpstreamConnection,
+        max_bytes: int,
+        exchange: Exchange | None,
+    ) -> None:
         self._upstream = upstream
+        self._max_bytes = max_bytes
+        self._exchange = exchange
+        self._received_bytes = 0
         self._connection: UpstreamConnection | None = connection
 
     @property
@@ -143,6 +162,13 @@ class ResponseBody(httpx.AsyncByteStream):
         chunk = await self._connection.next_chunk() if self._connection is not None else None
         if chunk is None:
             raise StopAsyncIteration
+        self._received_bytes += len(chunk)
+        if self._exchange is not None:
+            self._exchange.received_bytes = self._received_bytes
+        if self._received_bytes > self._max_bytes:
+            raise too_large(
+                f"sent more than {self._max_bytes} bytes", self._upstream.backend, self._max_bytes
+            )
         return chunk
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""``verify: true`` and pages that are judged whole: good ones pass as they are, bad ones are a 502 with a reason.
+"""``verify: true`` and pages that are judged whole: good ones pass as they are, bad ones are a 502.
 
 Pages that are longer than what is held back for that have their tests in test_verify_long.py.
 """

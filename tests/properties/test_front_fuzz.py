@@ -97,9 +97,7 @@ class Front:
                     await asyncio.sleep(0)
             received = b""
             async with asyncio.timeout(10):
-                while (
-                    answers is None or len(STATUS.findall(received)) < answers or not received.endswith(BODY)
-                ):
+                while len(ANSWER.findall(received)) != until_answered:
                     part = await loop.sock_recv(theirs, 65536)
                     if not part:
                         break

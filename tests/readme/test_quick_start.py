@@ -144,14 +144,13 @@ def test_the_quick_start_has_its_two_commands_and_a_look_at_the_first() -> None:
 def test_make_run_serves_a_fresh_host(make_run: Terminal) -> None:
     *screen, log_line = step_of("make run").output
     if make_run.is_alone:
-        assert not difference(screen, make_run.screen), difference(screen, make_run.screen)
-        assert not difference([log_line], make_run.log), difference([log_line], make_run.log)
+        assert difference(screen, make_run.screen) == ""
+        assert difference([log_line], make_run.log) == ""
     printed = re.findall(r"^  (curl \S+)", make_run.screen, re.MULTILINE)
     assert len(printed) == 2
     shown = [step for step in STEPS if step.command.startswith("curl")] if make_run.is_alone else []
     for step in shown:
-        output = make_run.beside(step.command)
-        assert not difference(step.output, output), difference(step.output, output)
+        assert difference(step.output, make_run.beside(step.command)) == ""
     # Elsewhere the first line may lead to an exporter that another test has running, and has broken.
     for command in printed if make_run.is_alone else printed[1:]:
         assert make_run.beside(f"{command} -sSf")

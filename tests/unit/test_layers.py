@@ -53,7 +53,7 @@ ORDER = " -> ".join(", ".join(rooms) for rooms in LAYERS)
 
 
 def module_name(file: Path) -> str:
-    """``scrape.share`` for its file, ``scrape`` for ``scrape/__init__.py``; the package itself is left out."""
+    """``scrape.share`` for its file, ``scrape`` for ``scrape/__init__.py``, relative to the package."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 

@@ -1,4 +1,4 @@
-"""Good pages of 1 MB in each format, half of that packed: longer than what is held back to be judged whole."""
+"""Good pages of 1 MB in each format, half of that packed: longer than what is held back to be judged."""
 
 from __future__ import annotations
 
