@@ -28,6 +28,10 @@ DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
 COMMANDS = ("serve", "check", "scrape")
 
 
+class NoConfigError(Exception):
+    """No configuration was named and none is where one is looked for."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     parser = _parser()
@@ -36,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        return 1
+    except NoConfigError as error:
+        print(f"exporter_proxy: {error}", file=sys.stderr)
         return 1
     return status
 
@@ -112,7 +119,10 @@ def _config_file(options: argparse.Namespace) -> str:
     for candidate in DEFAULT_CONFIG_FILES:
         if Path(candidate).exists():
             return candidate
-    return DEFAULT_CONFIG_FILES[0]
+    raise NoConfigError(
+        f"no configuration: there is neither {' nor '.join(DEFAULT_CONFIG_FILES)}; name one with "
+        "--config.file, or try what is on this host: exporter_proxy serve --discover"
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -124,6 +134,9 @@ def _serve(options: argparse.Namespace) -> int:
     serve_options = ServeOptions(options.log_level, options.log_format, options.lifecycle)
     try:
         if options.discover:
+            if options.config_file is not None:
+                print("exporter_proxy: --discover and --config.file exclude each other", file=sys.stderr)
+                return 2
             from exporter_proxy.discovered import serve_discovered  # noqa: PLC0415
 
             serve_discovered(overrides, serve_options)

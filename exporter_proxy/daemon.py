@@ -7,6 +7,7 @@ handled and would not let a second one end the waiting.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import gc
 import os
@@ -287,7 +288,8 @@ def _bind_all(config: Config) -> list[socket.socket]:
     except OSError as error:
         for sock in bound:
             sock.close()
-        hint = f"; see who holds it: ss -ltnp 'sport = :{address.port}'" if isinstance(error, OSError) else ""
+        in_use = error.errno == errno.EADDRINUSE
+        hint = f"; see who holds it: ss -ltnp 'sport = :{address.port}'" if in_use else ""
         raise StartError(f"cannot listen on {address}: {error.strerror or error}{hint}") from None
     return bound
 

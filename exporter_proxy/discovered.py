@@ -53,7 +53,7 @@ class _Discovery:
             "",
             "Try:",
             f"  curl {base}{config.exporters[0].path}",
-            f"  curl {base}/             every exporter and its state",
+            f"  curl {base}/    # every exporter and its state",
             "Ctrl-C stops it.",
         ]
         print("\n".join(lines), file=sys.stdout, flush=True)

@@ -19,6 +19,7 @@ from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.reasons import Reason
 from exporter_proxy.scrape.exposition import Summary, summarise
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.upstreams import make_upstream
@@ -49,6 +50,11 @@ class ScrapeResult:
     def is_successful(self) -> bool:
         """Whether Prometheus would have had a complete 200."""
         return self.exchange.reason is None and self.exchange.status == 200
+
+    @property
+    def is_the_exporters(self) -> bool:
+        """Whether the exporter's own answer came through, and not one that explains why not."""
+        return self.exchange.reason in (None, Reason.UPSTREAM_STATUS)
 
     async def send(self, message: dict[str, Any]) -> None:
         """Take the answer as ASGI sends it."""
@@ -96,10 +102,11 @@ def report(result: ScrapeResult) -> str:
         ("total", _milliseconds(exchange.total_seconds)),
     ]
     if exchange.first_byte_seconds is not None:
-        decoded = _decoded(result)
-        size = "cannot be decoded" if decoded is None else f"{len(decoded)} decoded"
-        rows.append(("bytes", f"{exchange.received_bytes} on the wire, {size}"))
-        rows.append(("content type", content_type or "none"))
+        decoded = _decoded(result) if result.is_the_exporters else None
+        size = "" if decoded is None else f", {len(decoded)} decoded"
+        rows.append(("bytes", f"{exchange.received_bytes} on the wire{size}"))
+        if result.is_the_exporters:
+            rows.append(("content type", content_type or "none"))
         if decoded is not None and result.is_successful:
             summary: Summary = summarise(decoded, content_type)
             rows.append(("series", f"{summary.series} in {summary.families} families"))

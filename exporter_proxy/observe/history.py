@@ -74,6 +74,7 @@ class ExporterRecord:
         self.bucket_counts = [0] * (len(DURATION_BUCKETS_SECONDS) + 1)
         self.duration_sum_seconds = 0.0
         self.received_bytes = 0
+        """Body bytes from the exporter; added where they are read."""
         self.shared_scrapes = 0
         """Scrapes answered with what another scrape had asked for."""
         self.up: bool | None = None
@@ -95,7 +96,6 @@ class ExporterRecord:
         self.scrapes_by_code[status] = self.scrapes_by_code.get(status, 0) + 1
         self.bucket_counts[bisect_left(DURATION_BUCKETS_SECONDS, total)] += 1
         self.duration_sum_seconds += total
-        self.received_bytes += exchange.received_bytes
         reason = exchange.reason
         now = time.time()
         outcome = ScrapeOutcome(

@@ -31,7 +31,7 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
     rows = [(route.path.decode(), _state(route.record), _problem(route.record)) for route in routes]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     own_metrics = f"{running.config.route_prefix}/metrics"
-    lines = [f"exporter_proxy {__version__}, {len(routes)} exporters; own metrics: {own_metrics}", ""]
+    lines = [f"exporter_proxy {__version__}, {_count(len(routes))}; own metrics: {own_metrics}", ""]
     lines += [f"{path:{widths[0]}}  {state:{widths[1]}}  {problem}".rstrip() for path, state, problem in rows]
     await PlainTextResponse("\n".join(lines) + "\n")(scope, receive, send)
 
@@ -73,6 +73,10 @@ def _outcome(outcome: ScrapeOutcome, shows_excerpts: bool) -> dict[str, Any]:
         "total_seconds": outcome.total_seconds,
         "received_bytes": outcome.received_bytes,
     }
+
+
+def _count(exporters: int) -> str:
+    return "1 exporter" if exporters == 1 else f"{exporters} exporters"
 
 
 def _state(record: ExporterRecord) -> str:

@@ -6,6 +6,7 @@ import time
 
 import httpx
 
+from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.routing import Route
 from exporter_proxy.upstreams import ScrapeRequest
 
@@ -30,6 +31,9 @@ class Question:
         request.tell_time_left()
         try:
             response = self._response = await route.transport.handle_async_request(request)
+            if 300 <= response.status_code < 400 and response.status_code != 304:
+                await response.aclose()
+                raise _redirect(route, response.status_code)
         except BaseException:
             route.slots.release()
             raise
@@ -39,7 +43,16 @@ class Question:
         return route.verify(response, route.exporter, request.method)
 
     async def __aexit__(self, *_: object) -> None:
+        # Here and not with the exchange, whose scraper may have left before others had the answer.
+        self._route.record.received_bytes += self._request.exchange.received_bytes
         try:
             await self._response.aclose()
         finally:
             self._route.slots.release()
+
+
+def _redirect(route: Route, status: int) -> ScrapeError:
+    """A Location such as http://127.0.0.1:9100/ would have Prometheus scrape its own host as this one."""
+    return ScrapeError(
+        Reason.REDIRECT, f"{route.backend} answered {status} (a redirect); set url to where it leads"
+    )

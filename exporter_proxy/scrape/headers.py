@@ -71,6 +71,11 @@ def response_headers(received: Iterable[tuple[bytes, bytes]]) -> Headers:
     return kept
 
 
+def without(name: bytes, headers: Headers) -> Headers:
+    """``headers`` less every line called ``name``, which is in lower case."""
+    return [pair for pair in headers if pair[0].lower() != name]
+
+
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """Lower-case header names listed by all Connection lines.
 

@@ -1,9 +1,9 @@
 """Carries one answer from the exporter to the scraper, as it is and as it comes.
 
-Status and body pass unchanged. What cannot be passed on honestly (a redirect, a body over
-the limit) becomes a ScrapeError while nothing is sent yet, and a cut connection after that:
-a truncated page must never look complete. The status is held back until the first of the
-body is there, so that an exporter that hangs behind its headers still gets a proper error.
+Status and body pass unchanged. A body that ends too early or grows too large cuts the
+scraper's connection: a truncated page must never look complete. The status is held back until
+the first of the body is there, so that an exporter that hangs behind its headers still gets a
+proper error.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any, cast
 import httpx
 
 from exporter_proxy.observe.exchange import Exchange
-from exporter_proxy.reasons import Reason, ScrapeError
-from exporter_proxy.scrape.headers import ERROR_HEADER, Headers, response_headers
+from exporter_proxy.reasons import Reason
+from exporter_proxy.scrape.headers import ERROR_HEADER, response_headers, without
 from exporter_proxy.scrape.routing import Route
-from exporter_proxy.upstreams.http import too_large
 from exporter_proxy.upstreams.messages import raw_headers_of
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -30,32 +29,25 @@ async def relay(
 
     ``age_seconds`` is how old the answer is where it is another scrape's (RFC 9111 section 5.1).
 
-    Raises ScrapeError: ``redirect``, ``too_large``, ``truncated``. Where ``exchange.status`` is
-    set by then, the response has begun.
+    Raises what reading the answer raises. Where ``exchange.status`` is set by then, the response
+    has begun.
     """
     status = response.status_code
-    if 300 <= status < 400 and status != 304:
-        # A Location such as http://127.0.0.1:9100/ would have Prometheus scrape its own host
-        # under this host's labels.
-        raise ScrapeError(
-            Reason.REDIRECT, f"{route.backend} answered {status} (a redirect); set url to where it leads"
-        )
     headers = response_headers(raw_headers_of(response))
-    length = _content_length(headers)
-    max_bytes = route.exporter.max_response_bytes
-    if length is not None and length > max_bytes:
-        raise too_large(f"announced {length} bytes", route.backend, max_bytes)
-    if status == 204 and length is not None:  # RFC 9110 section 8.6
-        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+    if status == 204:  # RFC 9110 section 8.6
+        headers = without(b"content-length", headers)
     if route.content_type is not None:
-        headers = [pair for pair in headers if pair[0].lower() != b"content-type"]
+        headers = without(b"content-type", headers)
         headers.append((b"Content-Type", route.content_type))
     if status >= 400:
         exchange.reason = Reason.UPSTREAM_STATUS
         exchange.message = f"{route.backend} answered {status}"
         headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
     if age_seconds is not None:
-        headers.append((b"Age", b"%d" % age_seconds))
+        age_seconds += sum(
+            int(value) for name, value in headers if name.lower() == b"age" and value.isdigit()
+        )
+        headers = [*without(b"age", headers), (b"Age", b"%d" % age_seconds)]
     start = {"type": "http.response.start", "status": status, "headers": headers}
 
     stream = cast(httpx.AsyncByteStream, response.stream)
@@ -78,10 +70,3 @@ async def relay(
             await send(start)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         exchange.waiting_for_client = False
-
-
-def _content_length(headers: Headers) -> int | None:
-    for name, value in headers:
-        if len(name) == 14 and name.lower() == b"content-length":
-            return int(value)
-    return None

@@ -22,6 +22,9 @@ from exporter_proxy.upstreams.messages import ScrapeResponse, raw_headers_of
 Question = AbstractAsyncContextManager[httpx.Response]
 """Asks the exporter where it is entered, gives connection and slot back where it is left."""
 
+BYTES_PER_KEPT_ANSWER = 4096
+"""What keeping an answer costs beside its body and its query, about."""
+
 _NOT_IN_KEY = frozenset((b"user-agent", b"traceparent", b"tracestate"))
 
 
@@ -123,19 +126,23 @@ class Shares:
     def _keep(self, key: Hashable, flight: _Flight) -> None:
         flight.parts = [b"".join(flight.parts)]
         flight.is_kept = True
-        self._kept_bytes += flight.held_bytes
+        flight.kept_bytes = flight.held_bytes + len(flight.first.query) + BYTES_PER_KEPT_ANSWER
+        self._kept_bytes += flight.kept_bytes
         for other_key, other in list(self._flights.items()):
             if self._kept_bytes <= self._max_bytes:
                 break
             if other.is_kept and other is not flight:
                 self._forget(other_key, other)
-        asyncio.get_running_loop().call_later(self._share_for_seconds, self._forget, key, flight)
+        loop = asyncio.get_running_loop()
+        flight.expiry = loop.call_later(self._share_for_seconds, self._forget, key, flight)
 
     def _forget(self, key: Hashable, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
             if flight.is_kept:
-                self._kept_bytes -= flight.held_bytes
+                self._kept_bytes -= flight.kept_bytes
+            if flight.expiry is not None:
+                flight.expiry.cancel()  # the timer would hold the body until then
 
 
 class _Flight:
@@ -148,6 +155,8 @@ class _Flight:
         self.waiting = 0
         self.parts: list[bytes] = []
         self.held_bytes = 0
+        self.kept_bytes = 0
+        self.expiry: asyncio.TimerHandle | None = None
         self.rest: AsyncIterator[bytes] | None = None
         """What is still on the wire of a body that is too large to be shared."""
         self.exporter_side = AsyncExitStack()

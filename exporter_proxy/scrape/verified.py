@@ -52,13 +52,17 @@ class VerifiedBody(httpx.AsyncByteStream):
         parts = aiter(self._body)
         try:
             first = await _first_of(parts)
-            # Judged in one piece: one look at a page costs half of what looks at its parts do.
-            held = b"".join(first)
-            await self._judge(held)
-            if len(held) > HOLD_BYTES:
-                held = first.pop()
-                for part in first:
-                    yield part
+            if sum(map(len, first)) <= HOLD_BYTES:
+                # In one piece: one look at a page costs half of what looks at its parts do.
+                held = b"".join(first)
+                await self._judge(held)
+            else:
+                held = b""
+                while first:
+                    await self._judge(first[0])
+                    if held:
+                        yield held
+                    held = first.pop(0)
                 async for part in parts:
                     await self._judge(part)
                     yield held

@@ -111,6 +111,10 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         return connection
 
     def _response(self, connection: UpstreamConnection, request: httpx.Request) -> httpx.Response:
+        length = connection.content_length
+        if length is not None and length > self._max_response_bytes and request.method != "HEAD":
+            connection.abort()
+            raise _too_large(f"announced {length} bytes", self.backend, self._max_response_bytes)
         exchange = request.exchange if isinstance(request, ScrapeRequest) else None
         body = ResponseBody(self, connection, self._max_response_bytes, exchange)
         return ScrapeResponse(connection.status, connection.headers, body)
@@ -127,7 +131,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
             self._expiry = loop.call_at(self._idle[0].idle_since + KEEP_IDLE_SECONDS, self._close_expired)
 
 
-def too_large(what: str, backend: str, max_bytes: int) -> ScrapeError:
+def _too_large(what: str, backend: str, max_bytes: int) -> ScrapeError:
     """A body over ``max_response_bytes``, announced or sent."""
     advice = f"over max_response_bytes ({max_bytes}); raise it or scrape less"
     return ScrapeError(Reason.TOO_LARGE, f"{backend} {what}, {advice}")
@@ -166,7 +170,7 @@ class ResponseBody(httpx.AsyncByteStream):
         if self._exchange is not None:
             self._exchange.received_bytes = self._received_bytes
         if self._received_bytes > self._max_bytes:
-            raise too_large(
+            raise _too_large(
                 f"sent more than {self._max_bytes} bytes", self._upstream.backend, self._max_bytes
             )
         return chunk

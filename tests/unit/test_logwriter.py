@@ -297,11 +297,13 @@ def test_many_threads(log: Log) -> None:
     assert threads * each < MAX_BACKLOG_LINES
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+
+    def write(own: int) -> None:
+        for number in range(each):
+            log.writer.write(f"{own} {number}\n")
+
     try:
-        writing = [
-            threading.Thread(target=lambda own=own: [log.writer.write(f"{own} {n}\n") for n in range(each)])  # type: ignore[misc]
-            for own in range(threads)
-        ]
+        writing = [threading.Thread(target=write, args=(own,)) for own in range(threads)]
         for thread in writing:
             thread.start()
         for thread in writing:
@@ -334,7 +336,7 @@ def test_standard_output_that_is_a_socket() -> None:
         subprocess.run(
             [sys.executable, "-c", script],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdout=theirs,
+            stdout=theirs.fileno(),
             timeout=60,
             check=True,
         )
