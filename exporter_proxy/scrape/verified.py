@@ -15,6 +15,7 @@ import httpx
 from exporter_proxy.config.schema import Exporter
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.exposition import Malformed, TooLarge, Verifier, verifier_for
+from exporter_proxy.upstreams.messages import raw_headers_of
 
 HOLD_BYTES = 256 * 1024
 
@@ -26,12 +27,14 @@ def verified(response: httpx.Response, exporter: Exporter, method: str) -> httpx
     """
     if response.status_code != 200 or method == "HEAD":
         return response
-    content_type = exporter.content_type or response.headers.get("content-type")
-    verifier = verifier_for(
-        content_type,
-        response.headers.get("content-encoding"),
-        max_decoded_bytes=exporter.max_response_bytes,
-    )
+    content_type, encoding = exporter.content_type, None
+    for name, value in raw_headers_of(response):
+        lower_name = name.lower()
+        if lower_name == b"content-type":
+            content_type = content_type or value.decode("latin-1")
+        elif lower_name == b"content-encoding":
+            encoding = encoding or value.decode("latin-1")
+    verifier = verifier_for(content_type, encoding, max_decoded_bytes=exporter.max_response_bytes)
     if verifier is not None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = VerifiedBody(response.stream, verifier, exporter)

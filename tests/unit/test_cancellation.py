@@ -346,3 +346,37 @@ def test_the_daemon_stops_waiting_at_any_step(
         await until_closed(before, str(tmp_path / "log"))
 
     assert run(lambda: count_steps(stop, with_result), loop) >= variant.least_steps
+
+
+@pytest.mark.parametrize("name", ["plain", "https", "second address", "slow reader"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_scrapers_connection_ends_at_any_turn_of_the_loop(
+    loop: str, name: str, tmp_path: Path, certificate: ssl.SSLContext
+) -> None:
+    """The whole way from a socket that is reset to an exporter that is asked no more."""
+    variant = VARIANTS[name]
+
+    async def leave_after(turns: int) -> None:
+        before, tasks = open_descriptors(), asyncio.all_tasks()
+        async with (
+            scraped(variant, tmp_path / "log", certificate) as (made, origin),
+            made.listening() as front,
+        ):
+            port = front.socket.getsockname()[1]
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET %b HTTP/1.1\r\nHost: proxy.test\r\n\r\n" % made.route.path)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            writer.transport.abort()
+            await until(lambda: not made.front.connections, "the connection is gone", GONE_SECONDS)
+            await check_nothing_is_left(made, origin, tasks)
+            assert (await answer_over_a_socket(port, made.route.path))[::2] == (200, True)
+        await until_closed(before, str(tmp_path / "log"))
+
+    async def scenario() -> None:
+        async with Origin(hang):
+            pass
+        for turns in range(0, 60, 4):
+            await leave_after(turns)
+
+    run(scenario, loop)

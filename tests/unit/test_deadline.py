@@ -1,0 +1,93 @@
+"""How long a scrape may take: the header, the route and the limits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter_proxy.config.schema import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
+
+SECONDS = st.floats(min_value=0.001, max_value=1e6)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (b"10", 10.0),
+        (b"1.5", 1.5),
+        (b"0.25", 0.25),
+        (b"60.000000", 60.0),
+        (b" 5 ", 5.0),
+        (b"1e1", 10.0),
+        (b".5", 0.5),
+    ],
+)
+def test_a_decimal_number(header: bytes, seconds: float) -> None:
+    assert parse_scrape_timeout(header) == seconds
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            None,
+            b"",
+            b" ",
+            b"10s",
+            b"ten",
+            b"0",
+            b"-1",
+            b"-0.0",
+            b"nan",
+            b"NaN",
+            b"inf",
+            b"+Inf",
+            b"infinity",
+        ),
+        *(b"1e400", b"1_0", b"0x10", b"1,5", b"10 10", b"1.5.", b"\xff", b"\xd9\xa1", b"--5", b"1" * 400),
+    ],
+)
+def test_anything_else_is_ignored(header: bytes | None) -> None:
+    assert parse_scrape_timeout(header) is None
+
+
+@given(st.binary(max_size=12))
+def test_no_header_is_an_error(header: bytes) -> None:
+    seconds = parse_scrape_timeout(header)
+    assert seconds is None or 0 < seconds < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("route", "offset", "header", "total"),
+    [
+        (None, 0.5, None, DEFAULT_TIMEOUT_SECONDS),
+        (None, 0.5, 10.0, 9.5),
+        (None, 0.5, 1.0, 0.5),
+        (None, 0.5, 0.8, 0.4),  # never less than half of what the scraper waits
+        (None, 20.0, 10.0, 5.0),
+        (None, 0.0, 10.0, 10.0),
+        (None, 0.5, 300.0, MAX_TIMEOUT_SECONDS),
+        (5.0, 0.5, None, 5.0),
+        (5.0, 0.5, 10.0, 5.0),  # a route's own timeout is taken as it is
+        (5.0, 0.5, 3.0, 2.5),
+        (5.0, 0.5, 5.2, 4.7),
+        (30.0, 0.5, None, 30.0),
+        (120.0, 0.5, 1000.0, MAX_TIMEOUT_SECONDS),
+    ],
+)
+def test_total(route: float | None, offset: float, header: float | None, total: float) -> None:
+    assert total_timeout_seconds(route, offset, header) == pytest.approx(total)
+
+
+@given(route=st.none() | SECONDS, offset=st.just(0.0) | st.floats(0.001, 120), header=st.none() | SECONDS)
+def test_bounds(route: float | None, offset: float, header: float | None) -> None:
+    total = total_timeout_seconds(route, offset, header)
+    assert 0 < total <= MAX_TIMEOUT_SECONDS
+    assert route is None or total <= route
+    assert header is None or total <= header
+    if header is not None and route is None:
+        assert total >= min(header / 2, MAX_TIMEOUT_SECONDS)
+    if offset and header is not None:
+        assert total < header, "the 504 would come too late"
