@@ -214,10 +214,11 @@ class ScraperProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
         cycle.task = task = self.loop.create_task(cycle.run(self.state.app))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
     def _finish(self, cycle: Cycle) -> None:
         """An answer is complete, or cut."""
+        if cycle.task is not None:
+            self.tasks.discard(cycle.task)
         if self.transport.is_closing():
             return
         now = self.idle_since = time.monotonic()

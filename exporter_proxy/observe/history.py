@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from exporter_proxy.observe.exchange import Exchange
@@ -25,8 +24,7 @@ _SAYS_NOTHING_OF_EXPORTER = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ScrapeOutcome:
+class ScrapeOutcome(NamedTuple):
     """One finished scrape as the pages show it. Times in seconds; ``at`` is Unix time."""
 
     at: float

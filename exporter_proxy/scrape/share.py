@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import NamedTuple
 
 import httpx
 
@@ -23,15 +24,32 @@ Question = AbstractAsyncContextManager[httpx.Response]
 """Asks the exporter where it is entered, gives connection and slot back where it is left."""
 
 BYTES_PER_KEPT_ANSWER = 4096
-"""What keeping an answer costs beside its body and its query, about."""
+"""What keeping an answer costs beside what it says and what was asked, about."""
 
 _NOT_IN_KEY = frozenset((b"user-agent", b"traceparent", b"tracestate"))
 
 
-def share_key(exchange: Exchange, forwarded: Headers) -> Hashable:
+class ShareKey(NamedTuple):
     """All that could change the answer: two scrapes with the same key may share one."""
+
+    method: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to remember it: queries and headers come from outside."""
+        return len(self.query) + _size_bytes(self.headers)
+
+
+def share_key(exchange: Exchange, forwarded: Headers) -> ShareKey:
+    """The key of a scrape with these forwarded headers."""
     headers = tuple(sorted(pair for pair in forwarded if pair[0] not in _NOT_IN_KEY))
-    return exchange.method, exchange.query, headers
+    return ShareKey(exchange.method, exchange.query, headers)
+
+
+def _size_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
 
 
 class SharedAnswer:
@@ -53,16 +71,18 @@ class SharedAnswer:
 class Shares:
     """The answers of one exporter that are in flight or kept.
 
-    What is kept for all keys together stays within ``max_bytes``: queries come from outside.
+    What is kept for all keys together stays within ``max_bytes``, and so does what is in flight:
+    what a scrape asks for comes from outside. An answer that is too large for that is not shared.
     """
 
     def __init__(self, share_for_seconds: float, max_bytes: int) -> None:
         self._share_for_seconds = share_for_seconds
         self._max_bytes = max_bytes
-        self._flights: dict[Hashable, _Flight] = {}
+        self._flights: dict[ShareKey, _Flight] = {}
         self._kept_bytes = 0
+        self._in_flight_bytes = 0
 
-    async def get(self, key: Hashable, question: Question, exchange: Exchange) -> SharedAnswer | None:
+    async def get(self, key: ShareKey, question: Question, exchange: Exchange) -> SharedAnswer | None:
         """An answer for ``key``, by asking ``question`` where there is none to share.
 
         ``None``: the body proved too large to be shared, and the scrape that asked has it; ask
@@ -90,7 +110,7 @@ class Shares:
         flight.is_taken = True
         return SharedAnswer(flight, None)
 
-    async def _fly(self, key: Hashable, flight: _Flight, question: Question) -> None:
+    async def _fly(self, key: ShareKey, flight: _Flight, question: Question) -> None:
         """Ask, and read the answer as far as it can be shared."""
         is_kept = False
         try:
@@ -101,19 +121,21 @@ class Shares:
                 async for chunk in body:
                     flight.parts.append(chunk)
                     flight.held_bytes += len(chunk)
-                    if flight.held_bytes > self._max_bytes:
+                    self._in_flight_bytes += len(chunk)
+                    if self._in_flight_bytes > self._max_bytes:
                         flight.rest = body
                         flight.exporter_side = exporter_side.pop_all()
                         return
             is_kept = response.status_code == 200
         finally:
             flight.finished_at = time.monotonic()
+            self._in_flight_bytes -= flight.held_bytes
             if is_kept:
                 self._keep(key, flight)
             else:
                 self._forget(key, flight)
 
-    async def _give_up_if_unwanted(self, key: Hashable, flight: _Flight) -> None:
+    async def _give_up_if_unwanted(self, key: ShareKey, flight: _Flight) -> None:
         if flight.waiting:
             return
         if not flight.task.done():
@@ -123,10 +145,11 @@ class Shares:
             flight.is_taken = True
             await flight.exporter_side.aclose()
 
-    def _keep(self, key: Hashable, flight: _Flight) -> None:
+    def _keep(self, key: ShareKey, flight: _Flight) -> None:
         flight.parts = [b"".join(flight.parts)]
         flight.is_kept = True
-        flight.kept_bytes = flight.held_bytes + len(flight.first.query) + BYTES_PER_KEPT_ANSWER
+        response_bytes = flight.held_bytes + _size_bytes(raw_headers_of(flight.response))
+        flight.kept_bytes = response_bytes + key.size_bytes + BYTES_PER_KEPT_ANSWER
         self._kept_bytes += flight.kept_bytes
         for other_key, other in list(self._flights.items()):
             if self._kept_bytes <= self._max_bytes:
@@ -136,7 +159,7 @@ class Shares:
         loop = asyncio.get_running_loop()
         flight.expiry = loop.call_later(self._share_for_seconds, self._forget, key, flight)
 
-    def _forget(self, key: Hashable, flight: _Flight) -> None:
+    def _forget(self, key: ShareKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
             if flight.is_kept:

@@ -24,6 +24,10 @@ MAX_HEAD_BYTES = 64 * 1024
 
 _CLOSE_DELIMITED = sys.maxsize
 _HTTP = b"HTTP/"
+_END_OF_HEAD = b"\r\n\r\n"
+
+Chunk = bytes | memoryview
+"""A part of a body. A view where a copy would be made of what was read with the headers."""
 
 
 def _begins_like_http(data: bytes, offset: int) -> bool:
@@ -50,13 +54,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._pieces: list[bytes] = []
         self._buffered_bytes = 0
         self._body_bytes = 0
         self._unparsed_bytes = 0
         self._head_bytes = 0
-        self._parsed_head_bytes = 0
         self._fruitless_bytes = 0
         self._transfer_encoding = b""
         self._is_paused = False
@@ -99,7 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers = []
         self.content_length = None
         self._transfer_encoding = b""
-        self._body_bytes = self._head_bytes = self._parsed_head_bytes = self._fruitless_bytes = 0
+        self._body_bytes = self._head_bytes = self._fruitless_bytes = 0
         self._is_head_request = is_head_request
         self._is_head_complete = self._is_complete = False
         if self._error is not None:
@@ -112,7 +115,7 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._is_head_complete and self._error is not None:
             raise self._error
 
-    async def next_chunk(self) -> bytes | None:
+    async def next_chunk(self) -> Chunk | None:
         """The next received part of the body, or ``None`` at its proper end.
 
         Raises ScrapeError: ``truncated`` where the connection ends or the framing breaks first.
@@ -202,7 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
             f"{self._backend} {how} the connection after {self._body_bytes}{of} body bytes; see its own log",
         )
 
-    def _take_unparsed(self, data: bytes) -> None:
+    def _take_unparsed(self, data: Chunk) -> None:
         size = len(data)
         if size > self._unparsed_bytes:
             data = data[: self._unparsed_bytes]
@@ -214,15 +217,54 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_complete = True
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None or self._error is not None:
+        if self._parser is None or self._error is not None:
             return
+        at = 0 if self._is_head_complete else self._parse_heads(data)
         if not self._is_head_complete:
-            if self._head_bytes < len(_HTTP) and not _begins_like_http(data, self._head_bytes):
-                self._head_bytes += len(data)
+            return
+        if self._is_complete:
+            if at < len(data):
+                self._is_reusable = False  # a proper response, then something unasked
+        elif self._transfer_encoding:
+            self._feed(data[at:] if at else data)
+            self._mind_what_is_no_body(len(data) - at)
+        else:
+            # From here on the length says it all: no parser, no copy.
+            self._pass_on_pieces()
+            length = _CLOSE_DELIMITED if self.content_length is None else self.content_length
+            self._unparsed_bytes = length - self._body_bytes
+            self._parser = None
+            if at < len(data):
+                self._take_unparsed(memoryview(data)[at:])
+            return
+        self._pass_on_pieces()
+
+    def _parse_heads(self, data: bytes) -> int:
+        """Parse interim heads and the final one; how much of ``data`` they took.
+
+        A head is given to the parser alone, since what follows one would come back as a copy.
+        Where its end is spread over two reads, the parser takes the rest of the second.
+        """
+        at = 0
+        while at < len(data) and not self._is_head_complete and self._error is None:
+            end = data.find(_END_OF_HEAD, at) + len(_END_OF_HEAD)
+            is_whole = end >= at + len(_END_OF_HEAD)
+            part = data[at:end] if is_whole else data[at:]
+            starts_well = self._head_bytes >= len(_HTTP) or _begins_like_http(part, self._head_bytes)
+            self._head_bytes += len(part)
+            if not starts_well:
                 self._fail_protocol("does not answer in HTTP")
-                return
-            self._head_bytes += len(data)
+                break
+            self._feed(part)
+            at += len(part)
+            if self._head_bytes > MAX_HEAD_BYTES and (is_whole or not self._is_head_complete):
+                self._is_head_complete = False
+                self._fail_too_large("response headers")
+        return at
+
+    def _feed(self, data: bytes) -> None:
+        parser = self._parser
+        assert parser is not None
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -237,25 +279,23 @@ class UpstreamConnection(asyncio.Protocol):
                 )
             else:
                 self._fail_protocol(f"does not answer in HTTP: {error}")
+
+    def _pass_on_pieces(self) -> None:
+        """One part of the body for all that the parser found in one read."""
         if self._pieces:
             self._push(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
             self._pieces.clear()
+
+    def _mind_what_is_no_body(self, size: int) -> None:
+        """Chunk extensions and trailers: nobody gets them, so they may not go on for ever."""
+        if self._pieces:
             self._fruitless_bytes = 0
-        elif self._is_head_complete and not self._is_complete:
-            # Chunk extensions and trailers: nobody gets them, so they may not go on for ever.
-            self._fruitless_bytes += len(data)
+        elif not self._is_complete:
+            self._fruitless_bytes += size
             if self._fruitless_bytes > MAX_HEAD_BYTES and self._error is None:
                 self._fail_too_large("chunk extensions or trailers")
-        if not self._is_head_complete:
-            if self._head_bytes > MAX_HEAD_BYTES and self._error is None:
-                self._fail_too_large("response headers")
-        elif not self._is_complete and not self._transfer_encoding:
-            # From here on the length says it all: no parser, no copy.
-            length = _CLOSE_DELIMITED if self.content_length is None else self.content_length
-            self._unparsed_bytes = length - self._body_bytes
-            self._parser = None
 
-    def _push(self, data: bytes) -> None:
+    def _push(self, data: Chunk) -> None:
         self._chunks.append(data)
         self._buffered_bytes += len(data)
         self._body_bytes += len(data)
@@ -280,17 +320,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self._is_complete:
             self._is_reusable = False
 
-    def on_status(self, phrase: bytes) -> None:
-        """The reason phrase of a status line, or a part of it."""
-        self._parsed_head_bytes += len(phrase) + len(_HTTP) + 12
-
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line."""
         if self._is_head_complete:  # a trailer; RFC 9110 section 6.5.1 has it dropped unless understood
             return
         self.headers.append((name, value))
         size = len(name)
-        self._parsed_head_bytes += size + len(value) + 4
         if size == 14 and name.lower() == b"content-length":
             self.content_length = int(value)  # llhttp has seen to it that this is one number
         elif size == 17 and name.lower() == b"transfer-encoding":
@@ -318,8 +353,6 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._transfer_encoding and (self._transfer_encoding != b"chunked" or version == "1.0"):
             # RFC 9112 section 6.1: an unknown coding cannot be passed on; in HTTP/1.0 it is faulty framing.
             self._fail_protocol("answered with a Transfer-Encoding other than chunked")
-        elif self._parsed_head_bytes > MAX_HEAD_BYTES:
-            self._fail_too_large("response headers")
         else:
             self.status = status
             self._is_head_complete = True

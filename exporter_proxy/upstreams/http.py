@@ -11,6 +11,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator
+from typing import cast
 
 import httpx
 
@@ -173,7 +174,7 @@ class ResponseBody(httpx.AsyncByteStream):
             raise _too_large(
                 f"sent more than {self._max_bytes} bytes", self._upstream.backend, self._max_bytes
             )
-        return chunk
+        return cast(bytes, chunk)  # a view will do wherever bytes are only passed on
 
     async def aclose(self) -> None:
         """Give the connection back, to be used again where the body was read to its end."""

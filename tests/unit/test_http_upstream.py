@@ -23,15 +23,15 @@ from tests.inprocess import LOOPS, run, until
 PAGE = b"x 1\n"
 
 
-def exporter_at(url: str) -> Exporter:
-    text = yaml.safe_dump({"exporters": {"x": {"url": url}}})
+def exporter_at(url: str, **options: str) -> Exporter:
+    text = yaml.safe_dump({"exporters": {"x": {"url": url, **options}}})
     return parse_config(text.encode(), "config.yml").exporters[0]
 
 
 @contextlib.asynccontextmanager
-async def upstream_of(*answers: Answer) -> AsyncIterator[tuple[HttpUpstream, Origin]]:
+async def upstream_of(*answers: Answer, **options: str) -> AsyncIterator[tuple[HttpUpstream, Origin]]:
     async with Origin(*answers) as origin:
-        upstream = make_upstream(exporter_at(origin.url()), None)
+        upstream = make_upstream(exporter_at(origin.url(), **options), None)
         assert isinstance(upstream, HttpUpstream)
         try:
             yield upstream, origin
@@ -189,6 +189,61 @@ def test_an_answer_that_nobody_reads_does_not_reach_the_next_scrape(loop: str, s
             assert await ask(upstream, question(origin)) == (200, PAGE)
 
     run(scenario, loop)
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["fresh", "kept"])
+def test_a_connection_that_speaks_nonsense_is_closed(is_kept: bool) -> None:
+    """The exporter leaves it open; it is of no use to anyone."""
+
+    async def scenario() -> None:
+        answers = [say(response(PAGE))] * is_kept + [say(b"garbage\r\n")]
+        async with upstream_of(*answers) as (upstream, origin):
+            if is_kept:
+                await ask(upstream, question(origin))
+            with pytest.raises(ScrapeError) as caught:
+                await ask(upstream, question(origin))
+            assert caught.value.reason is Reason.PROTOCOL
+            await until(lambda: not origin.tasks, "it is closed", 1.0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        say(response(b"x" * 2000)),
+        say(response(length=1 << 62)),
+        say(chunked(b"x" * 1000, b"x" * 25, end=b"")),
+        say_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1025),
+    ],
+    ids=["announced", "announced, never sent", "chunked", "until closed"],
+)
+def test_a_body_over_the_limit(answer: Answer) -> None:
+    """The connection goes with it, whatever of the body is still on its way."""
+
+    async def scenario() -> None:
+        async with upstream_of(answer, max_response_bytes="1KiB") as (upstream, origin):
+            with pytest.raises(ScrapeError) as caught:
+                await ask(upstream, question(origin))
+            assert caught.value.reason is Reason.TOO_LARGE
+            await until(lambda: not origin.tasks, "it is closed", 1.0)
+
+    run(scenario)
+
+
+def test_a_body_of_just_the_limit_and_a_head_of_more() -> None:
+    async def scenario() -> None:
+        full = b"x" * 1024
+        async with upstream_of(say(response(full)), say(chunked(full)), max_response_bytes="1KiB") as (
+            upstream,
+            origin,
+        ):
+            assert await ask(upstream, question(origin)) == (200, full)
+            assert await ask(upstream, question(origin)) == (200, full)
+        async with upstream_of(say(response(length=5000)), max_response_bytes="1KiB") as (upstream, origin):
+            assert await ask(upstream, question(origin, "HEAD")) == (200, b"")
+
+    run(scenario)
 
 
 def test_a_response_given_up_half_way_closes_its_connection() -> None:
