@@ -59,7 +59,8 @@ class ScraperProtocol(HttpToolsProtocol):
         self._has_asked = False
         self._is_in_head = False
         self._ignores_input = False
-        self._unfinished_head_bytes = 0
+        self._unfinished_head = bytearray()
+        """What has come since the last complete head."""
         self._refusal: Denied | None = None
         self._last_host = b""
 
@@ -97,7 +98,7 @@ class ScraperProtocol(HttpToolsProtocol):
         """Called by the event loop."""
         if self._ignores_input:
             return
-        self._unfinished_head_bytes += len(data)
+        self._unfinished_head += data
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -106,8 +107,8 @@ class ScraperProtocol(HttpToolsProtocol):
             if self.cycle is not None:
                 (self.pipeline[0] if self.pipeline else self.cycle).keep_alive = False
         except httptools.HttpParserError as error:
-            self._refuse(self._malformed(data, error))
-        if self._unfinished_head_bytes > self.state.limits.max_header_bytes:
+            self._refuse(self._malformed(error))
+        if len(self._unfinished_head) > self.state.limits.max_header_bytes:
             self._refuse(self._head_too_large())
         elif self._is_idle_in_head():
             self._limit_deadline(time.monotonic() + self.state.limits.read_header_timeout_seconds)
@@ -127,7 +128,8 @@ class ScraperProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request is complete: nobody waits for its body."""
         self._is_in_head = False
-        self._unfinished_head_bytes = 0
+        raw_head = bytes(self._unfinished_head)
+        self._unfinished_head.clear()
         if self._refusal is not None or self._ignores_input:
             return
         now = time.monotonic()
@@ -161,6 +163,10 @@ class ScraperProtocol(HttpToolsProtocol):
             self._refuse(self._head_too_large(), exchange)
             return
         problem = self._version_or_host_problem(host, version)
+        if version != "1.1" and self.url + b" RTSP/" in raw_head:
+            problem = Denied(
+                Reason.BAD_REQUEST, "RTSP is not spoken; use HTTP/1.1"
+            )  # llhttp takes it for HTTP
         if problem is None and (not path.startswith(b"/") or b"#" in self.url):
             problem = self._target_problem(exchange, host)
         if problem is not None:
@@ -246,7 +252,7 @@ class ScraperProtocol(HttpToolsProtocol):
 
     def _is_idle_in_head(self) -> bool:
         """Whether part of a request, be it blank lines, is in and nothing is being answered."""
-        return (self._is_in_head or self._unfinished_head_bytes > 0) and self.is_idle
+        return (self._is_in_head or len(self._unfinished_head) > 0) and self.is_idle
 
     def _limit_deadline(self, at: float) -> None:
         """See to it that the deadline is ``at`` or sooner and that the timer does not miss it."""
@@ -308,10 +314,11 @@ class ScraperProtocol(HttpToolsProtocol):
         exchange.path = path or b"/"
         return None
 
-    def _malformed(self, data: bytes, error: httptools.HttpParserError) -> Denied:
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_START.match(data):
+    def _malformed(self, error: httptools.HttpParserError) -> Denied:
+        start = bytes(self._unfinished_head[:64])
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_START.match(start):
             return Denied(Reason.METHOD, "that method is not served; use GET or HEAD")
-        if data[:2] == b"\x16\x03" and not self._has_asked:
+        if start[:2] == b"\x16\x03" and not self._has_asked:
             return Denied(Reason.BAD_REQUEST, "this port speaks plain HTTP; use http:// instead of https://")
         return Denied(Reason.BAD_REQUEST, f"malformed request: {error}")
 

@@ -27,7 +27,7 @@ def logfmt_value(value: object) -> str:
     no value can forge a line, a field or a terminal escape.
     """
     text = str(value)
-    return json.dumps(text).replace("\x7f", "\\u007f") if _NEEDS_QUOTES.search(text) else text
+    return json.dumps(text) if _NEEDS_QUOTES.search(text) else text
 
 
 def format_logfmt(fields: dict[str, object]) -> str:
@@ -96,7 +96,11 @@ class _LibraryLines(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             fields |= exception_fields(record.exc_info[1])
         log = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        log(record.getMessage(), **fields)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # a library's format string that does not fit its arguments
+            message = str(record.msg)
+        log(message, **fields)
 
 
 def capture_library_logs(log: DaemonLog) -> None:

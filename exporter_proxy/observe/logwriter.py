@@ -118,7 +118,8 @@ class LogWriter:
                 self._lost_in_writing += len(lines) - written
                 self._say(f"cannot write {self.path}: {error.strerror}; log lines are being lost")
             else:
-                self._say("")
+                if lines:
+                    self._say("")
             self._finished_lines += len(lines)
         self._close_file()
 
@@ -126,7 +127,6 @@ class LogWriter:
         if self._stream_fd is None and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self._in_mid_line = False
 
     def _open_again_if_needed(self) -> None:
         """Follow the path: a rotated, deleted or unmounted file is left for the one now there."""
@@ -136,8 +136,10 @@ class LogWriter:
         ):
             return
         self._next_check = now + CHECK_INTERVAL_SECONDS
-        if self._fd >= 0 and (self._reopen.is_set() or not _is_same_file(self._fd, self.path)):
+        is_same = self._fd >= 0 and _is_same_file(self._fd, self.path)
+        if self._reopen.is_set() or not is_same:
             self._close_file()
+        self._in_mid_line = self._in_mid_line and is_same
         self._reopen.clear()
         self.open()
 

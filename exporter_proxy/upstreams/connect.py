@@ -61,7 +61,7 @@ class Dialer:
                 ssl=self._ssl_context,
                 server_hostname=self._url.host if self._ssl_context else None,
             )
-        except (ssl.SSLError, ConnectionError) as error:
+        except OSError as error:  # ssl.SSLError is one
             raise ScrapeError(Reason.CONNECT, self._tls_advice(error)) from None
         return protocol
 
@@ -93,7 +93,7 @@ class Dialer:
             )
         return f"cannot connect to {where} {after}: {error.strerror or error}"
 
-    def _tls_advice(self, error: ssl.SSLError | ConnectionError) -> str:
+    def _tls_advice(self, error: OSError) -> str:
         if isinstance(error, ssl.SSLCertVerificationError):
             problem = error.verify_message.rstrip(".")
             where = self._url.backend
