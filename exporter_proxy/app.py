@@ -20,7 +20,7 @@ from exporter_proxy.pages import find_page
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason, ScrapeError
 from exporter_proxy.scrape.ask import Question
-from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
+from exporter_proxy.scrape.deadline import Deadline, parse_scrape_timeout, total_timeout_seconds
 from exporter_proxy.scrape.headers import SCRAPE_TIMEOUT_HEADER, Headers, request_headers
 from exporter_proxy.scrape.relay import relay
 from exporter_proxy.scrape.routing import Route
@@ -89,7 +89,7 @@ class App:
         deadline = exchange.started + timeout
         record.in_flight += 1
         try:
-            async with asyncio.timeout_at(deadline):
+            with Deadline(deadline):
                 request = _upstream_request(route, exchange, received, deadline if wanted else None)
                 if route.shares is None:
                     await _scrape_alone(request, route, exchange, send)

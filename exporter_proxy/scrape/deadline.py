@@ -1,9 +1,11 @@
-"""How long a scrape may take in all, from what the route and the scraper say."""
+"""How long a scrape may take in all, from what the route and the scraper say; and its end."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
 from math import isfinite
+from types import TracebackType
 
 from exporter_proxy.config.schema import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
 
@@ -42,3 +44,41 @@ def total_timeout_seconds(
     if len(candidates) == 1:
         return DEFAULT_TIMEOUT_SECONDS
     return min(candidates)
+
+
+class Deadline:
+    """``with Deadline(when):`` cancels what the task does at ``when`` and raises TimeoutError.
+
+    ``when`` is on the event loop's clock. As ``asyncio.timeout_at``, its nesting and outer
+    cancellations included, without what makes that cost a small scrape 3 %: a deadline that
+    can be moved or missing.
+    """
+
+    __slots__ = ("_cancellations", "_handle", "_is_over", "_task", "_when")
+
+    def __init__(self, when: float) -> None:
+        self._when = when
+        self._is_over = False
+        self._handle: asyncio.TimerHandle
+        self._task: asyncio.Task[object]
+        self._cancellations = 0
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancellations = task.cancelling()
+        self._handle = asyncio.get_running_loop().call_at(self._when, self._expire)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.cancel()
+        # As many requests to cancel as on entry: the one that is under way is this deadline's own.
+        is_own = self._is_over and self._task.uncancel() <= self._cancellations
+        if is_own and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _expire(self) -> None:
+        self._is_over = True
+        self._task.cancel()

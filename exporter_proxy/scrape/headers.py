@@ -30,6 +30,9 @@ HOP_BY_HOP = frozenset(
     )
 )
 
+_NAMES_NO_HEADER = frozenset((b"close", b"keep-alive"))
+"""All that a Connection line says, nearly always."""
+
 _DROPPED_FROM_RESPONSE = HOP_BY_HOP | {b"set-cookie", b"set-cookie2", ERROR_HEADER.lower()}
 
 
@@ -62,7 +65,8 @@ def response_headers(received: Iterable[tuple[bytes, bytes]]) -> Headers:
     for pair in received:
         name = pair[0].lower()
         if name in _DROPPED_FROM_RESPONSE:
-            connection_seen = connection_seen or name == b"connection"
+            names_headers = name == b"connection" and pair[1].lower() not in _NAMES_NO_HEADER
+            connection_seen = connection_seen or names_headers
         else:
             kept.append(pair)
     if connection_seen:

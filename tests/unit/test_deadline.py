@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter_proxy.config.schema import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
-from exporter_proxy.scrape.deadline import parse_scrape_timeout, total_timeout_seconds
+from exporter_proxy.scrape.deadline import Deadline, parse_scrape_timeout, total_timeout_seconds
 
 SECONDS = st.floats(min_value=0.001, max_value=1e6)
 
@@ -91,3 +93,64 @@ def test_bounds(route: float | None, offset: float, header: float | None) -> Non
         assert total >= min(header / 2, MAX_TIMEOUT_SECONDS)
     if offset and header is not None:
         assert total < header, "the 504 would come too late"
+
+
+# -- the end
+
+
+def test_a_deadline_that_passes_is_a_timeout() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(TimeoutError), Deadline(loop.time() + 0.01):
+            await asyncio.sleep(10)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)  # nothing is left of the cancellation
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_in_the_past_ends_the_first_wait() -> None:
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError), Deadline(asyncio.get_running_loop().time() - 1):
+            await asyncio.sleep(10)
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_is_met_leaves_no_timer() -> None:
+    async def scenario() -> None:
+        with Deadline(asyncio.get_running_loop().time() + 0.02):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("passes_too", [False, True])
+def test_a_cancellation_from_outside_stays_one(passes_too: bool) -> None:
+    """Even where the deadline passes in the same turn of the loop."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def scrape() -> None:
+            with Deadline(loop.time() + (0.0 if passes_too else 10.0)):
+                await asyncio.sleep(10)
+
+        task = loop.create_task(scrape())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_an_error_inside_is_not_hidden() -> None:
+    async def scenario() -> None:
+        with pytest.raises(KeyError), Deadline(asyncio.get_running_loop().time() + 10):
+            raise KeyError
+
+    asyncio.run(scenario())
