@@ -17,6 +17,7 @@ import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -339,6 +340,10 @@ def run(
     """
 
     async def serve() -> None:
+        # Reloads come one at a time; the default would start a thread now and then up to six.
+        # uvloop resolves names in threads of its own.
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="reload"))
         try:
             daemon = Daemon(await load(), load, options)
             try:
