@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"exporter_proxy {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="serve|check|scrape")
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
 
     serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
     _add_config_file(serve)

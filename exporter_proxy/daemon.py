@@ -216,7 +216,6 @@ class Daemon:
         await self._wait_for_tasks(timeout)
         for connection in list(front.connections):
             if connection.cycle is not None and connection.cycle.task is not None:
-                connection.cycle.exchange.draining = True
                 connection.cycle.task.cancel()
         if tasks:
             await asyncio.wait(set(tasks), timeout=FLUSH_SECONDS)

@@ -50,7 +50,6 @@ class Proxy:
         self.denied: dict[Reason, int] = dict.fromkeys(DENIAL_STATUS, 0)
         self.is_draining = False
         self.loop_lag_seconds = 0.0
-        self.started = time.time()
         self.front: FrontState
         self.reload: Callable[[], Awaitable[tuple[str, ...]]]
         """Load the configuration anew; the problems that kept the old one in force, if any."""

@@ -20,7 +20,6 @@ class Exchange:
         "backend",
         "client_gone",
         "connect_seconds",
-        "draining",
         "excerpt",
         "exporter",
         "first_byte_seconds",
@@ -76,4 +75,3 @@ class Exchange:
         self.waiting_for_client = False
         """True while the relay waits for the scraper to read: tells client_slow from timeout."""
         self.client_gone = False
-        self.draining = False
