@@ -34,6 +34,8 @@ def is_refused(daemon: Daemon) -> bool:
         daemon.connect().close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # never accepted: it was in the queue as the listener was closed
     return False
 
 
