@@ -24,9 +24,10 @@ import httpx
 
 from exporter_proxy import __version__
 from exporter_proxy.app import App
-from exporter_proxy.config import Config, ConfigError, config_warnings
+from exporter_proxy.config import Config, ConfigError, ListenAddress, config_warnings
 from exporter_proxy.front.listener import Listener, bind
 from exporter_proxy.front.state import FrontLimits, FrontState
+from exporter_proxy.front.tls import server_context
 from exporter_proxy.observe.accesslog import access_log_formatter
 from exporter_proxy.observe.daemonlog import DaemonLog, capture_library_logs
 from exporter_proxy.observe.logwriter import LogWriter
@@ -286,8 +287,9 @@ def _open_log(path: str, on_trouble: Callable[[str], None] | None = None) -> Log
 
 def _bind_all(config: Config) -> list[socket.socket]:
     bound: list[socket.socket] = []
+    addresses = [address for address in config.listen if isinstance(address, ListenAddress)]
     try:
-        for address in config.listen:
+        for address in addresses:
             bound.append(bind(address))
     except OSError as error:
         for sock in bound:
@@ -299,17 +301,14 @@ def _bind_all(config: Config) -> list[socket.socket]:
 
 
 def _tls_context(config: Config) -> ssl.SSLContext | None:
-    """A new context for the certificate files; a live one is never changed. Raises StartError."""
-    if config.tls is None:
+    """The context for the certificate files as they are now. Raises StartError."""
+    tls = config.server_tls
+    if tls is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(config.tls.cert_file, config.tls.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(
-            f"tls: cannot use {config.tls.cert_file} with {config.tls.key_file}: {error}"
-        ) from None
-    return context
+        return server_context(tls)
+    except OSError as error:
+        raise StartError(f"tls: cannot use {tls.cert.file} with {tls.key.file}: {error}") from None
 
 
 def _described(config: Config) -> dict[str, object]:

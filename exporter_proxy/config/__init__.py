@@ -7,7 +7,8 @@ from exporter_proxy.config.schema import (
     Exporter,
     ListenAddress,
     Network,
-    TlsFiles,
+    Pem,
+    ServerTls,
     UpstreamUrl,
 )
 from exporter_proxy.config.warnings import config_warnings, resolve_warnings
@@ -20,8 +21,9 @@ __all__ = [
     "ListenAddress",
     "Network",
     "Overrides",
+    "Pem",
     "Problem",
-    "TlsFiles",
+    "ServerTls",
     "UpstreamUrl",
     "config_warnings",
     "load_config",

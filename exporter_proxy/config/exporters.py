@@ -130,6 +130,9 @@ def _read_exporter(name: str, path: str, entry: Section, defaults: _Defaults) ->
         params=params,
         pass_headers=tuple(dict.fromkeys(pass_headers)),
         headers=headers,
+        basic_auth=None,
+        bearer_token_file=None,
+        tls=None,
         insecure_skip_verify=insecure_skip_verify,
         content_type=content_type,
     )

@@ -29,7 +29,8 @@ from exporter_proxy.config.schema import (
     AccessLog,
     Config,
     ListenAddress,
-    TlsFiles,
+    Pem,
+    ServerTls,
 )
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.values import (
@@ -156,6 +157,8 @@ def _parse_file(data: bytes, source: str, base_dir: str) -> Config:
         max_header_bytes=top.get("max_header_bytes", HEADER_BYTES, 32 * 2**10),
         max_connections=top.get("max_connections", CONNECTIONS, 512),
         tls=_read_tls(top, base_dir),
+        web=None,
+        bearer_tokens_file=None,
         allow_clients=top.get_list("allow_clients", NETWORK, None),
         allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
         exporters=read_exporters(top),
@@ -218,7 +221,7 @@ def _read_listen(top: Section) -> tuple[ListenAddress, ...]:
     return addresses
 
 
-def _read_tls(top: Section, base_dir: str) -> TlsFiles | None:
+def _read_tls(top: Section, base_dir: str) -> ServerTls | None:
     tls = top.section("tls", TLS_KEYS)
     if tls is None:
         return None
@@ -236,7 +239,7 @@ def _read_tls(top: Section, base_dir: str) -> TlsFiles | None:
     bad_file = check_pair(paths["certfile"], paths["keyfile"])
     if bad_file is not None:
         tls.report(*bad_file)
-    return TlsFiles(cert_file=paths["certfile"], key_file=paths["keyfile"])
+    return ServerTls(cert=Pem(file=paths["certfile"]), key=Pem(file=paths["keyfile"]))
 
 
 def _read_access_log(top: Section, base_dir: str) -> AccessLog | None:

@@ -49,11 +49,113 @@ class ListenAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """The Go original's ``tls`` section: PEM files, relative to the working directory."""
+class UnixListen:
+    """A unix socket to listen on, made anew; its mode decides who may connect."""
 
-    cert_file: str
-    key_file: str
+    path: str
+    mode: int | None
+    """Permission bits; ``None``: what the umask leaves."""
+    group: str | None
+    """Name of the socket's group; ``None``: the process's own."""
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class SystemdListen:
+    """Sockets that systemd passes: those called ``name`` (``FileDescriptorName=``), or all for ``None``."""
+
+    name: str | None
+
+    def __str__(self) -> str:
+        return "systemd" if self.name is None else f"systemd:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class StarterListen:
+    """The socket that a ``SERVER_STARTER_PORT`` supervisor holds under ``address``: host:port or a path."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return f"SERVER_STARTER:{self.address}"
+
+
+Listen = ListenAddress | UnixListen | SystemdListen | StarterListen
+
+
+@dataclass(frozen=True, slots=True)
+class Pem:
+    """Certificates or a key: in a file, or written into the configuration. One of the two is set."""
+
+    file: str | None = None
+    text: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How TLS is spoken with scrapers: ``tls``, or ``tls_server_config`` of a web.config.file."""
+
+    cert: Pem
+    key: Pem
+    client_ca: Pem | None = None
+    client_auth_type: str = "NoClientCert"
+    """NoClientCert, RequestClientCert, VerifyClientCertIfGiven or RequireAndVerifyClientCert."""
+    client_allowed_sans: tuple[str, ...] = ()
+    """DNS name, IP address, e-mail address or URI, one of which a client's certificate must have."""
+    min_version: str = "TLS12"
+    """TLS12 or TLS13."""
+    max_version: str = "TLS13"
+    ciphers: tuple[str, ...] = ()
+    """OpenSSL's names, for TLS 1.2; empty: the defaults."""
+    prefer_server_ciphers: bool = True
+    curve: str | None = None
+    """OpenSSL's name; ``None``: the defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``burst`` requests at once, one more each ``interval_seconds``, for all clients together."""
+
+    interval_seconds: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    """A ``web.config.file`` as exporter-toolkit defines it."""
+
+    source: str
+    """The file as the user named it."""
+    tls: ServerTls | None
+    headers: tuple[tuple[str, str], ...]
+    """Added to every response."""
+    basic_auth_users: tuple[tuple[str, str], ...] = field(repr=False)
+    """Name and bcrypt hash; empty: no basic authentication."""
+    rate_limit: RateLimit | None
+
+
+@dataclass(frozen=True, slots=True)
+class BasicAuth:
+    """Credentials for an exporter. Exactly one of ``password`` and ``password_file`` is set."""
+
+    username: str
+    password: str | None = field(repr=False)
+    password_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """How an https exporter is known, and what this daemon shows it. PEM files; ``None``: see each."""
+
+    ca_file: str | None = None
+    """``None``: the system's CAs."""
+    cert_file: str | None = None
+    """``None``, and ``key_file`` with it: no client certificate."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name in the exporter's certificate and in SNI; ``None``: the URL's host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +163,34 @@ class UpstreamUrl:
     """Where an exporter is asked. ``target`` is the origin-form (path and query) in wire bytes."""
 
     scheme: str
-    """``http`` or ``https``."""
+    """``http``, ``https`` or ``http+unix``."""
     host: str
-    """A name or an IP address, IPv6 without brackets."""
+    """A name or an IP address, IPv6 without brackets; ``localhost`` for a unix socket."""
     port: int
+    """0 for a unix socket."""
     target: str
     """``/metrics``, ``/probe?module=x``; never empty, ASCII."""
+    socket_path: str | None = None
+    """Set for ``http+unix`` alone."""
 
     @property
     def authority(self) -> str:
         """The value of the Host header: the port only where it is not the scheme's own."""
+        if self.socket_path is not None:
+            return self.host
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
 
     @property
     def backend(self) -> str:
         """``host:port`` as shown in messages and in the access log's ``backend`` field."""
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
+        if self.socket_path is not None:
+            return f"http+unix://{self.socket_path}:{self.target}"
         return f"{self.scheme}://{self.authority}{self.target}"
 
 
@@ -111,6 +222,9 @@ class Exporter:
     """Lower-case names of further request headers that are let through."""
     headers: tuple[tuple[str, str], ...] = field(repr=False)
     """Added to each request to the exporter; may hold secrets, so it is kept out of ``repr``."""
+    basic_auth: BasicAuth | None
+    bearer_token_file: str | None
+    tls: ClientTls | None
     insecure_skip_verify: bool
     content_type: str | None
     """Replaces the exporter's Content-Type; ``None``: the exporter's own passes."""
@@ -133,7 +247,7 @@ class Config:
     """The file as the user named it."""
     sha256: str
     """Hex digest of the file's bytes: ``exporter_proxy_config_hash`` and drift over a fleet."""
-    listen: tuple[ListenAddress, ...]
+    listen: tuple[Listen, ...]
     route_prefix: str
     """"" or ``/prefix``, never with a trailing slash."""
     shutdown_timeout_seconds: float
@@ -141,7 +255,10 @@ class Config:
     read_header_timeout_seconds: float
     max_header_bytes: int
     max_connections: int
-    tls: TlsFiles | None
+    tls: ServerTls | None
+    """``None``: see ``web``, which may have one; never both."""
+    web: WebConfig | None
+    bearer_tokens_file: str | None
     allow_clients: tuple[Network, ...] | None
     """``None``: everyone."""
     allow_upstreams: tuple[Network, ...] | None
@@ -151,3 +268,8 @@ class Config:
     """``None``: off."""
     error_log_path: str | None
     """``None``: stderr."""
+
+    @property
+    def server_tls(self) -> ServerTls | None:
+        """How scrapers are spoken to, whichever section says it; ``None``: in plain HTTP."""
+        return self.tls or (self.web.tls if self.web is not None else None)

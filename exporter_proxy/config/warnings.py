@@ -10,7 +10,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from exporter_proxy.config.schema import Config, Exporter, Network
+from exporter_proxy.config.schema import Config, Exporter, ListenAddress, Network
 
 _RESOLVER_THREADS = 16
 
@@ -18,7 +18,11 @@ _RESOLVER_THREADS = 16
 def config_warnings(config: Config) -> list[str]:
     """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing."""
     warnings: list[str] = []
-    exposed = [str(address) for address in config.listen if not _is_loopback(address.host)]
+    exposed = [
+        str(address)
+        for address in config.listen
+        if isinstance(address, ListenAddress) and not _is_loopback(address.host)
+    ]
     if config.allow_clients is None and exposed:
         warnings.append(
             f"everyone who reaches {', '.join(exposed)} can scrape: set allow_clients to the addresses "

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter_proxy.config import Config, ConfigError, Exporter, config_warnings, parse_config
+from exporter_proxy.config import Config, ConfigError, Exporter, ListenAddress, config_warnings, parse_config
 from exporter_proxy.config.exporters import EXPORTER_KEYS
 from exporter_proxy.config.load import TOP_KEYS
 from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS
@@ -57,7 +57,7 @@ def check_error(error: ConfigError) -> None:
 
 def check_config(config: Config) -> None:
     assert config.listen
-    assert all(0 <= address.port <= 65535 for address in config.listen)
+    assert all(0 <= address.port <= 65535 for address in config.listen if isinstance(address, ListenAddress))
     assert config.route_prefix == "" or PATH.fullmatch(config.route_prefix)
     assert not config.route_prefix.endswith("/")
     assert 0 <= config.shutdown_timeout_seconds < math.inf

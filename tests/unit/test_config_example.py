@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from exporter_proxy.config import TlsFiles, parse_config
+from exporter_proxy.config import Pem, ServerTls, parse_config
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
 from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, ACCESS_LOG_FORMATS, DEFAULT_ACCESS_LOG_FIELDS
@@ -35,16 +35,16 @@ def uncommented(only: str | None = None) -> str:
 
 
 @pytest.fixture
-def tls_files(tmp_path: Path) -> TlsFiles:
+def tls_files(tmp_path: Path) -> ServerTls:
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(tmp_path / "server.key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
-    return TlsFiles(str(tmp_path / "server.crt"), str(tmp_path / "server.key"))
+    return ServerTls(Pem(file=str(tmp_path / "server.crt")), Pem(file=str(tmp_path / "server.key")))
 
 
-def with_real_files(text: str, tls_files: TlsFiles) -> bytes:
-    text = text.replace("/etc/exporter_proxy/server.crt", tls_files.cert_file)
-    return text.replace("/etc/exporter_proxy/server.key", tls_files.key_file).encode()
+def with_real_files(text: str, tls_files: ServerTls) -> bytes:
+    text = text.replace("/etc/exporter_proxy/server.crt", tls_files.cert.file or "")
+    return text.replace("/etc/exporter_proxy/server.key", tls_files.key.file or "").encode()
 
 
 def test_loads_as_it_is_and_means_the_defaults() -> None:
@@ -76,7 +76,7 @@ def test_has_every_key_in_its_place_with_a_text_before_it(parent: str, keys: tup
     assert sorted(found) == sorted(keys)
 
 
-def test_loads_with_every_key_in_use(tls_files: TlsFiles) -> None:
+def test_loads_with_every_key_in_use(tls_files: ServerTls) -> None:
     config = parse_config(with_real_files(uncommented(), tls_files), "config.yml")
     assert config.tls == tls_files
     assert config.access_log is not None
@@ -86,7 +86,7 @@ def test_loads_with_every_key_in_use(tls_files: TlsFiles) -> None:
 
 
 @pytest.mark.parametrize("key", [key for key in TOP_KEYS if key != "exporters"])
-def test_each_key_can_be_put_to_use_alone(key: str, tls_files: TlsFiles) -> None:
+def test_each_key_can_be_put_to_use_alone(key: str, tls_files: ServerTls) -> None:
     text = uncommented(only=key)
     assert text.splitlines() != EXAMPLE.splitlines()
     assert parse_config(with_real_files(text, tls_files), "config.yml")

@@ -20,7 +20,8 @@ from exporter_proxy.config import (
     ConfigError,
     Exporter,
     ListenAddress,
-    TlsFiles,
+    Pem,
+    ServerTls,
     UpstreamUrl,
     parse_config,
 )
@@ -65,6 +66,9 @@ def exporter(name: str, port: int = 9100, **changes: Any) -> Exporter:
         params=(),
         pass_headers=(),
         headers=(),
+        basic_auth=None,
+        bearer_token_file=None,
+        tls=None,
         insecure_skip_verify=False,
         content_type=None,
     )
@@ -113,6 +117,8 @@ def test_minimal_file_gets_every_default() -> None:
         max_header_bytes=32 * 1024,
         max_connections=512,
         tls=None,
+        web=None,
+        bearer_tokens_file=None,
         allow_clients=None,
         allow_upstreams=None,
         exporters=(exporter("node_exporter"),),
@@ -126,7 +132,7 @@ def test_file_of_the_go_original_loads_unchanged(certificates: Path, monkeypatch
     monkeypatch.chdir(certificates)
     config = load_good("go-original")
     assert config.listen == (ListenAddress("127.0.0.1", 8080),)
-    assert config.tls == TlsFiles(cert_file="./server.crt", key_file="./server.key")
+    assert config.tls == ServerTls(cert=Pem(file="./server.crt"), key=Pem(file="./server.key"))
     assert config.shutdown_timeout_seconds == 90.0
     assert config.error_log_path == "./logs/error.log"
     fields = ("time", "time_nsec", "status", "size", "reqtime_nsec", "backend", "path", "query", "method")
@@ -164,7 +170,9 @@ def test_every_key_is_read(certificates: Path) -> None:
         read_header_timeout_seconds=0.25,
         max_header_bytes=65536,
         max_connections=1024,
-        tls=TlsFiles(str(certificates / "server.crt"), str(certificates / "server.key")),
+        tls=ServerTls(Pem(file=str(certificates / "server.crt")), Pem(file=str(certificates / "server.key"))),
+        web=None,
+        bearer_tokens_file=None,
         allow_clients=tuple(
             ip_network(network)
             for network in (
