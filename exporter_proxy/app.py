@@ -44,7 +44,7 @@ class App:
         running = self._proxy.running  # read once: a reload meanwhile concerns the next request
         route: Route | None = None
         try:
-            check_address(scope["address"], running)
+            check_address(scope, running)
             route = running.routes.find(exchange.path)
             if route is None:
                 await self._page(scope, receive, send, running)
@@ -89,7 +89,7 @@ class App:
         deadline = exchange.started + timeout
         record.in_flight += 1
         try:
-            with Deadline(deadline):
+            with Deadline(deadline, self._proxy.front.loop):
                 request = _upstream_request(route, exchange, received, deadline if wanted else None)
                 if route.shares is None:
                     await _scrape_alone(request, route, exchange, send)
@@ -136,9 +136,10 @@ def _upstream_request(
     )
 
 
-def check_address(address: Address | None, running: Running) -> None:
-    """The global list, once more after accept: a reload may have narrowed it since."""
-    if not is_allowed(address, running.config.allow_clients):
+def check_address(scope: Scope, running: Running) -> None:
+    """The global list, once more where it is not the one at accept: a reload may have narrowed it."""
+    address, allowed = scope["address"], running.config.allow_clients
+    if scope["admitted_by"] is not allowed and not is_allowed(address, allowed):
         raise Denied(Reason.FORBIDDEN, f"{address} may not scrape here (allow_clients)")
 
 
@@ -244,7 +245,10 @@ async def _interrupted(exchange: Exchange, send: Send) -> None:
 
 
 def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:  # a generator would cost more than the search
+        if key == name:
+            return value
+    return None
 
 
 def _counting(send: Send, exchange: Exchange) -> Send:

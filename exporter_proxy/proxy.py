@@ -6,7 +6,6 @@ value, ``running``, swapped in one assignment.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -57,8 +56,8 @@ class Proxy:
 
     def record(self, exchange: Exchange, route: Route | None = None) -> None:
         """Take down what a request became: metrics, history, access log, state changes."""
-        loop = asyncio.get_running_loop()
         exchange.total_seconds = time.monotonic() - exchange.started
+        exchange.ended_nsec = time.time_ns()
         if route is not None:
             change = route.record.add(exchange)
             if change is not None:
@@ -68,7 +67,7 @@ class Proxy:
         access_log = self.running.access_log
         if access_log is not None:
             line, writer = access_log
-            writer.write_soon(line(exchange), loop)
+            writer.write_soon(line, exchange, self.front.loop)
 
     def _log_change(self, route: Route, event: str, reason: Reason, exchange: Exchange) -> None:
         name = route.exporter.name

@@ -164,6 +164,7 @@ class Parts:
             "headers": list(headers),
             "exchange": exchange,
             "address": IPv4Address("127.0.0.1"),
+            "admitted_by": None,
         }
         await self.app(scope, _no_body, send or answered.send)
         return answered

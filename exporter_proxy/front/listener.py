@@ -14,7 +14,7 @@ import ssl
 import time
 
 from exporter_proxy.access import is_allowed, plain_address
-from exporter_proxy.config.schema import ListenAddress
+from exporter_proxy.config.schema import ListenAddress, Network
 from exporter_proxy.front.protocol import ScraperProtocol
 from exporter_proxy.front.refusal import MAX_REFUSALS_AT_ONCE, RefusingProtocol
 from exporter_proxy.front.state import FrontState
@@ -120,18 +120,20 @@ class Listener:
             self._refuse(connection, denied, remote)
             return
         accepted_at = time.monotonic()
-        task = state.loop.create_task(self._serve(connection, accepted_at))
+        task = state.loop.create_task(self._serve(connection, accepted_at, limits.allow_clients))
         self._admitting[task] = accepted_at
         task.add_done_callback(lambda done: self._admitting.pop(done, None))
 
     def _admitted(self) -> int:
         return len(self._state.connections) + len(self._admitting)
 
-    async def _serve(self, connection: socket.socket, accepted_at: float) -> None:
+    async def _serve(
+        self, connection: socket.socket, accepted_at: float, admitted_by: tuple[Network, ...] | None
+    ) -> None:
         state = self._state
         try:
             await state.loop.connect_accepted_socket(
-                lambda: ScraperProtocol(state, accepted_at),
+                lambda: ScraperProtocol(state, accepted_at, admitted_by),
                 connection,
                 ssl=self.ssl_context,
                 ssl_handshake_timeout=state.limits.read_header_timeout_seconds if self.ssl_context else None,

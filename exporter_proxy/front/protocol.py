@@ -22,6 +22,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from exporter_proxy.access import Address, plain_address
+from exporter_proxy.config.schema import Network
 from exporter_proxy.front.answers import closing_response
 from exporter_proxy.front.cycle import Cycle
 from exporter_proxy.front.state import FrontState
@@ -45,13 +46,17 @@ class ScraperProtocol(HttpToolsProtocol):
     cycle: Cycle | None  # type: ignore[assignment]  # ours in place of uvicorn's
     pipeline: deque[Cycle]  # type: ignore[assignment]
 
-    def __init__(self, state: FrontState, accepted_at: float) -> None:
+    def __init__(
+        self, state: FrontState, accepted_at: float, admitted_by: tuple[Network, ...] | None = None
+    ) -> None:
         super().__init__(state.uvicorn_config, state.uvicorn_state, {}, state.loop)
         self.state = state
         self.idle_since: float | None = accepted_at
         """Since when no complete request is being answered; ``None`` while one is."""
         self.address: Address | None = None
         """``None`` for a unix socket."""
+        self.admitted_by = admitted_by
+        """The ``allow_clients`` that this peer's address passed."""
         self.remote = "unix"
         self._deadline = accepted_at + state.limits.read_header_timeout_seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -187,9 +192,10 @@ class ScraperProtocol(HttpToolsProtocol):
             "headers": headers,
             "client": self.client,
             "server": self.server,
-            # Not ASGI's own: the record of this request, and the peer's address as access rules see it.
+            # Not ASGI's own: the record of this request, and who the peer is to the access rules.
             "exchange": exchange,
             "address": self.address,
+            "admitted_by": self.admitted_by,
         }
         keep_alive = version == "1.1" and not has_body and self.parser.should_keep_alive()
         self._begin(

@@ -7,7 +7,6 @@ forge a field or a line.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -35,8 +34,8 @@ class _Clock:
         self._second = -1
         self._text = ""
 
-    def text(self, now: float) -> str:
-        second = int(now)
+    def text(self, nsec: int) -> str:
+        second = nsec // 1_000_000_000
         if second != self._second:
             self._second = second
             text = datetime.fromtimestamp(second).astimezone().isoformat()
@@ -46,36 +45,35 @@ class _Clock:
 
 _clock = _Clock()
 
-_FIELDS: dict[str, Callable[[Exchange, float], object]] = {
-    "time": lambda exchange, now: _clock.text(now),
-    "time_nsec": lambda exchange, now: time.time_ns(),
-    "status": lambda exchange, now: exchange.status,
-    "size": lambda exchange, now: exchange.sent_bytes,
-    "reqtime_nsec": lambda exchange, now: int(exchange.total_seconds * 1e9),
-    "backend": lambda exchange, now: exchange.backend,
-    "path": lambda exchange, now: exchange.path.decode("latin-1"),
-    "query": lambda exchange, now: exchange.query.decode("latin-1"),
-    "method": lambda exchange, now: exchange.method,
-    "reason": lambda exchange, now: exchange.reason or "",
-    "remote": lambda exchange, now: exchange.remote,
-    "timeout": lambda exchange, now: round(exchange.timeout_seconds, 3),
-    "exporter": lambda exchange, now: exchange.exporter,
-    "user_agent": lambda exchange, now: exchange.user_agent.decode("latin-1"),
+_FIELDS: dict[str, Callable[[Exchange], object]] = {
+    "time": lambda exchange: _clock.text(exchange.ended_nsec),
+    "time_nsec": lambda exchange: exchange.ended_nsec,
+    "status": lambda exchange: exchange.status,
+    "size": lambda exchange: exchange.sent_bytes,
+    "reqtime_nsec": lambda exchange: int(exchange.total_seconds * 1e9),
+    "backend": lambda exchange: exchange.backend,
+    "path": lambda exchange: exchange.path.decode("latin-1"),
+    "query": lambda exchange: exchange.query.decode("latin-1"),
+    "method": lambda exchange: exchange.method,
+    "reason": lambda exchange: exchange.reason or "",
+    "remote": lambda exchange: exchange.remote,
+    "timeout": lambda exchange: round(exchange.timeout_seconds, 3),
+    "exporter": lambda exchange: exchange.exporter,
+    "user_agent": lambda exchange: exchange.user_agent.decode("latin-1"),
 }
 _FROM_OUTSIDE = frozenset(("path", "query", "user_agent", "method"))
 """Whoever connects chooses these; all others are ours and need no escaping in LTSV."""
 
 AccessLogFormatter = Callable[[Exchange], str]
-_Getters = list[tuple[str, Callable[[Exchange, float], object]]]
+_Getters = list[tuple[str, Callable[[Exchange], object]]]
 
 
 def _ltsv(getters: _Getters) -> AccessLogFormatter:
     rows = [(f"{name}:", get, name in _FROM_OUTSIDE) for name, get in getters]
 
     def line(exchange: Exchange) -> str:
-        now = time.time()
         values = [
-            f"{label}{ltsv_value(get(exchange, now)) if is_escaped else get(exchange, now)}"
+            f"{label}{ltsv_value(get(exchange)) if is_escaped else get(exchange)}"
             for label, get, is_escaped in rows
         ]
         return "\t".join(values) + "\n"
@@ -85,16 +83,14 @@ def _ltsv(getters: _Getters) -> AccessLogFormatter:
 
 def _json(getters: _Getters) -> AccessLogFormatter:
     def line(exchange: Exchange) -> str:
-        now = time.time()
-        return format_json({name: get(exchange, now) for name, get in getters})
+        return format_json({name: get(exchange) for name, get in getters})
 
     return line
 
 
 def _logfmt(getters: _Getters) -> AccessLogFormatter:
     def line(exchange: Exchange) -> str:
-        now = time.time()
-        return " ".join([f"{name}={logfmt_value(get(exchange, now))}" for name, get in getters]) + "\n"
+        return " ".join([f"{name}={logfmt_value(get(exchange))}" for name, get in getters]) + "\n"
 
     return line
 

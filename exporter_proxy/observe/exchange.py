@@ -20,6 +20,7 @@ class Exchange:
         "backend",
         "client_gone",
         "connect_seconds",
+        "ended_nsec",
         "excerpt",
         "exporter",
         "first_byte_seconds",
@@ -66,6 +67,8 @@ class Exchange:
         self.first_byte_seconds: float | None = None
         """From the request's arrival to the exporter's response headers."""
         self.total_seconds = 0.0
+        self.ended_nsec = 0
+        """Unix time in nanoseconds."""
         self.has_slot = False
         """Whether the exporter was asked, or its slots were all in use."""
         self.received_bytes = 0

@@ -6,7 +6,6 @@ a few attribute additions; ``metrics.py`` turns them into families when it is as
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
@@ -95,7 +94,7 @@ class ExporterRecord:
         self.bucket_counts[bisect_left(DURATION_BUCKETS_SECONDS, total)] += 1
         self.duration_sum_seconds += total
         reason = exchange.reason
-        now = time.time()
+        now = exchange.ended_nsec / 1e9
         outcome = ScrapeOutcome(
             now,
             status,

@@ -13,6 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MAX_BACKLOG_LINES = 20_000
 """About 5 MB of lines wait for a stuck disk; beyond that lines are lost and counted."""
@@ -36,7 +39,7 @@ class LogWriter:
         self._on_trouble = on_trouble
         self._stream_fd = _STREAMS.get(path)
         self._fd = -1 if self._stream_fd is None else self._stream_fd
-        self._pending: list[str] = []
+        self._pending: list[tuple[Callable[[Any], str], object]] = []
         self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
         # Each counter has one writing thread, so that none needs a lock.
         self._queued_lines = 0
@@ -66,12 +69,14 @@ class LogWriter:
         """Hand one line (with its newline) to the thread at once."""
         self._enqueue([line])
 
-    def write_soon(self, line: str, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand the line over within 0.1 s, together with its neighbours. Loop thread only.
+    def write_soon(self, line: Callable[[T], str], of: T, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand over the line that ``line`` makes of ``of`` within 0.1 s. Loop thread only.
 
-        Waking a thread for each line would cost more than the line.
+        It is made then, together with its neighbours, and ``of`` may not change until then.
+        Waking a thread for each line would cost more than the line, and so would making it amid
+        a scrape, where nothing that it takes is in the CPU's caches.
         """
-        self._pending.append(line)
+        self._pending.append((line, of))
         if len(self._pending) == 1:
             loop.call_later(FLUSH_INTERVAL_SECONDS, self._hand_over)
 
@@ -92,9 +97,9 @@ class LogWriter:
             self._thread = None
 
     def _hand_over(self) -> None:
-        lines, self._pending = self._pending, []
-        if lines:
-            self._enqueue(lines)
+        pending, self._pending = self._pending, []
+        if pending:
+            self._enqueue([line(of) for line, of in pending])
 
     def _enqueue(self, lines: list[str]) -> None:
         room = MAX_BACKLOG_LINES - (self._queued_lines - self._finished_lines)

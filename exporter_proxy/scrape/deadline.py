@@ -47,28 +47,29 @@ def total_timeout_seconds(
 
 
 class Deadline:
-    """``with Deadline(when):`` cancels what the task does at ``when`` and raises TimeoutError.
+    """``with Deadline(when, loop):`` cancels what the task does at ``when`` and raises TimeoutError.
 
-    ``when`` is on the event loop's clock. As ``asyncio.timeout_at``, its nesting and outer
-    cancellations included, without what makes that cost a small scrape 3 %: a deadline that
-    can be moved or missing.
+    ``when`` is on the clock of ``loop``, the running one, which asyncio would find with a system
+    call. As ``asyncio.timeout_at``, its nesting and outer cancellations included, without what
+    makes that cost a small scrape 3 %: a deadline that can be moved or missing.
     """
 
-    __slots__ = ("_cancellations", "_handle", "_is_over", "_task", "_when")
+    __slots__ = ("_cancellations", "_handle", "_is_over", "_loop", "_task", "_when")
 
-    def __init__(self, when: float) -> None:
+    def __init__(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
         self._when = when
+        self._loop = loop
         self._is_over = False
         self._handle: asyncio.TimerHandle
         self._task: asyncio.Task[object]
         self._cancellations = 0
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
         self._cancellations = task.cancelling()
-        self._handle = asyncio.get_running_loop().call_at(self._when, self._expire)
+        self._handle = self._loop.call_at(self._when, self._expire)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -97,11 +97,10 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         if self._is_retired or not connection.is_reusable:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._expiry is None:
-            self._expiry = loop.call_later(KEEP_IDLE_SECONDS, self._close_expired)
+            self._expiry = asyncio.get_running_loop().call_later(KEEP_IDLE_SECONDS, self._close_expired)
 
     async def _connect(self, request: httpx.Request) -> UpstreamConnection:
         loop = asyncio.get_running_loop()

@@ -84,8 +84,11 @@ class ScrapeResponse(httpx.Response):
         return httpx.Headers(self.raw_headers)
 
 
+_OWN = (ScrapeRequest, ScrapeResponse)
+
+
 def raw_headers_of(message: httpx.Request | httpx.Response) -> list[tuple[bytes, bytes]]:
     """The header lines of any message, as they were on the wire."""
-    if isinstance(message, ScrapeRequest | ScrapeResponse):
+    if isinstance(message, _OWN):
         return message.raw_headers
     return message.headers.raw

@@ -101,7 +101,7 @@ def test_bounds(route: float | None, offset: float, header: float | None) -> Non
 def test_a_deadline_that_passes_is_a_timeout() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with pytest.raises(TimeoutError), Deadline(loop.time() + 0.01):
+        with pytest.raises(TimeoutError), Deadline(loop.time() + 0.01, loop):
             await asyncio.sleep(10)
         task = asyncio.current_task()
         assert task is not None
@@ -113,7 +113,8 @@ def test_a_deadline_that_passes_is_a_timeout() -> None:
 
 def test_a_deadline_in_the_past_ends_the_first_wait() -> None:
     async def scenario() -> None:
-        with pytest.raises(TimeoutError), Deadline(asyncio.get_running_loop().time() - 1):
+        loop = asyncio.get_running_loop()
+        with pytest.raises(TimeoutError), Deadline(loop.time() - 1, loop):
             await asyncio.sleep(10)
 
     asyncio.run(scenario())
@@ -121,7 +122,8 @@ def test_a_deadline_in_the_past_ends_the_first_wait() -> None:
 
 def test_a_deadline_that_is_met_leaves_no_timer() -> None:
     async def scenario() -> None:
-        with Deadline(asyncio.get_running_loop().time() + 0.02):
+        loop = asyncio.get_running_loop()
+        with Deadline(loop.time() + 0.02, loop):
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
 
@@ -136,7 +138,7 @@ def test_a_cancellation_from_outside_stays_one(passes_too: bool) -> None:
         loop = asyncio.get_running_loop()
 
         async def scrape() -> None:
-            with Deadline(loop.time() + (0.0 if passes_too else 10.0)):
+            with Deadline(loop.time() + (0.0 if passes_too else 10.0), loop):
                 await asyncio.sleep(10)
 
         task = loop.create_task(scrape())
@@ -150,7 +152,8 @@ def test_a_cancellation_from_outside_stays_one(passes_too: bool) -> None:
 
 def test_an_error_inside_is_not_hidden() -> None:
     async def scenario() -> None:
-        with pytest.raises(KeyError), Deadline(asyncio.get_running_loop().time() + 10):
+        loop = asyncio.get_running_loop()
+        with pytest.raises(KeyError), Deadline(loop.time() + 10, loop):
             raise KeyError
 
     asyncio.run(scenario())

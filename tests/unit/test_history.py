@@ -28,6 +28,7 @@ FAILURES = [reason for reason in SCRAPE_ERROR_STATUS if reason not in NOT_THE_EX
 def outcome(status: int = 200, reason: Reason | None = None, seconds: float = 0.02) -> Exchange:
     exchange = Exchange("127.0.0.1", "GET", b"/x", b"", 0.0)
     exchange.status, exchange.reason, exchange.total_seconds = status, reason, seconds
+    exchange.ended_nsec = time.time_ns()
     exchange.message = f"because of {reason}" if reason else ""
     exchange.received_bytes = 100
     exchange.connect_seconds, exchange.first_byte_seconds = 0.001, 0.01

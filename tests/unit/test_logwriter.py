@@ -92,11 +92,11 @@ def test_write_soon_leaves_the_writing_to_a_thread(log: Log) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         for line in lines:
-            log.writer.write_soon(line, loop)
+            log.writer.write_soon(str, line, loop)
         assert log.text == ""
         await asyncio.sleep(0.2)
         for line in lines:
-            log.writer.write_soon(line, loop)
+            log.writer.write_soon(str, line, loop)
 
     run(scenario)
     log.writer.close()  # what the loop had no time for is not forgotten

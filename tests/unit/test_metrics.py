@@ -60,6 +60,7 @@ def scraped(
     record: ExporterRecord, status: int = 200, reason: Reason | None = None, seconds: float = 0.02
 ) -> None:
     exchange = Exchange("127.0.0.1", "GET", b"/x", b"", 0.0)
+    exchange.ended_nsec = time.time_ns()
     exchange.status, exchange.reason, exchange.total_seconds = status, reason, seconds
     record.add(exchange)
 
