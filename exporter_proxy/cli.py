@@ -128,7 +128,8 @@ def _config_file(options: argparse.Namespace) -> str:
 def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    from exporter_proxy.daemon import ServeOptions, StartError, run  # noqa: PLC0415 - `check` needs none of it
+    from exporter_proxy.daemon import ServeOptions, run  # noqa: PLC0415 - `check` needs none of it
+    from exporter_proxy.reload import StartError  # noqa: PLC0415
 
     overrides = Overrides(listen=tuple(options.listen), route_prefix=options.route_prefix)
     serve_options = ServeOptions(options.log_level, options.log_format, options.lifecycle)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from exporter_proxy.config import Config, Overrides, parse_config
-from exporter_proxy.daemon import ServeOptions, StartError, run
+from exporter_proxy.daemon import ServeOptions, run
 from exporter_proxy.demo import DemoExporter, DemoExporterError, start_demo_exporter
 from exporter_proxy.discover import config_text, discover_exporters
+from exporter_proxy.reload import StartError
 
 DEFAULT_LISTEN = "127.0.0.1:9099"
 """Nobody has said who may scrape, so nobody else can."""

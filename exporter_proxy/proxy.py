@@ -6,18 +6,22 @@ value, ``running``, swapped in one assignment.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from exporter_proxy.config.schema import Config
-from exporter_proxy.front.state import FrontState
+from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.accesslog import AccessLogFormatter
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.reasons import DENIAL_STATUS, Reason
 from exporter_proxy.scrape.routing import Route, RouteTable
+
+AccessLogInForce = tuple[AccessLogFormatter, LogWriter] | None
+"""How a line is made, and who writes it; ``None``: there is no access log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,9 @@ class Running:
 
     config: Config
     routes: RouteTable
-    access_log: tuple[AccessLogFormatter, LogWriter] | None
+    access_log: AccessLogInForce
+    tls: ssl.SSLContext | None = None
+    """For handshakes with scrapers; ``None``: plain HTTP is spoken."""
 
 
 @dataclass(slots=True)
@@ -46,6 +52,8 @@ class Proxy:
         self.log = log
         self.is_lifecycle_enabled = is_lifecycle_enabled
         self.reload_state = ReloadState()
+        self.refresh_problems: tuple[str, ...] = ()
+        """What keeps changed certificates or credentials from being used; empty: nothing does."""
         self.denied: dict[Reason, int] = dict.fromkeys(DENIAL_STATUS, 0)
         self.is_draining = False
         self.loop_lag_seconds = 0.0
@@ -87,6 +95,8 @@ class Proxy:
     def replace(self, running: Running) -> None:
         """Swap the configuration in; requests under way finish on the one they began with."""
         old, self.running = self.running, running
+        self.front.limits = FrontLimits.of(running.config)
+        self.front.ssl_context = running.tls
         if old.access_log is not None and (
             running.access_log is None or running.access_log[1] is not old.access_log[1]
         ):

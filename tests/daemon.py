@@ -155,9 +155,9 @@ class Daemon:
         """A plain request on a connection of its own."""
         return self.exchange(request(target, *headers, CONNECTION_CLOSE, method=method), **options)
 
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def metrics(self, **options: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """Its own metrics: name and label set to value."""
-        page = self.get("/metrics").expect_ok().body.decode()
+        page = self.get("/metrics", **options).expect_ok().body.decode()
         samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 
@@ -191,6 +191,11 @@ class Daemon:
         status = self.process.wait(timeout_seconds)
         self._discard()
         return status
+
+    def logged(self, message: str) -> list[dict[str, str]]:
+        """The fields of each log line with exactly this message."""
+        parsed = [parse_logfmt(line) for line in [*self.log_lines]]
+        return [fields for fields in parsed if fields.get("msg") == message]
 
     def wait_for_log(self, text: str, timeout_seconds: float = 5.0) -> str:
         """The first line of the log with this text in it."""

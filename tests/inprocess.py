@@ -176,7 +176,7 @@ class Parts:
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[Listener]:
         """A listener on a port of its own, every connection gone afterwards."""
-        listener = Listener(bind(ListenAddress("127.0.0.1", 0)), self.front, None)
+        listener = Listener(bind(ListenAddress("127.0.0.1", 0)), self.front)
         listener.start()
         try:
             yield listener

@@ -32,12 +32,9 @@ _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 
 class Listener:
-    """One listening socket. ``ssl_context`` may be replaced while it listens."""
+    """One listening socket."""
 
-    def __init__(
-        self, listening: socket.socket, state: FrontState, ssl_context: ssl.SSLContext | None
-    ) -> None:
-        self.ssl_context = ssl_context
+    def __init__(self, listening: socket.socket, state: FrontState) -> None:
         self.socket = listening
         self._state = state
         self._admitting: dict[asyncio.Task[None], float] = {}
@@ -131,12 +128,13 @@ class Listener:
         self, connection: socket.socket, accepted_at: float, admitted_by: tuple[Network, ...] | None
     ) -> None:
         state = self._state
+        tls = state.ssl_context
         try:
             await state.loop.connect_accepted_socket(
                 lambda: ScraperProtocol(state, accepted_at, admitted_by),
                 connection,
-                ssl=self.ssl_context,
-                ssl_handshake_timeout=state.limits.read_header_timeout_seconds if self.ssl_context else None,
+                ssl=tls,
+                ssl_handshake_timeout=state.limits.read_header_timeout_seconds if tls else None,
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             connection.close()
@@ -162,7 +160,7 @@ class Listener:
     def _refuse(self, connection: socket.socket, denied: Denied, remote: str) -> None:
         state = self._state
         state.record_denial(denied, Exchange(remote, "", b"", b"", time.monotonic()))
-        if self.ssl_context is not None or state.refusals_open + len(self._telling) >= MAX_REFUSALS_AT_ONCE:
+        if state.ssl_context is not None or state.refusals_open + len(self._telling) >= MAX_REFUSALS_AT_ONCE:
             # No handshake for someone who is not let in: that is the costly part.
             connection.close()
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,6 +65,8 @@ class FrontState:
         self.record = record
         self.limits = limits
         self.log = log
+        self.ssl_context: ssl.SSLContext | None = None
+        """For handshakes from now on; replaced whole, never changed."""
         self.is_draining = False
         self.uvicorn_state = ServerState()
         # uvicorn's own registry: its protocol class adds and discards.

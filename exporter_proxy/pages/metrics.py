@@ -27,7 +27,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         connections=len(proxy.front.connections),
         loop_lag_seconds=proxy.loop_lag_seconds,
         log_lines_lost=proxy.log_lines_lost,
-        is_reload_successful=proxy.reload_state.is_successful,
+        is_reload_successful=proxy.reload_state.is_successful and not proxy.refresh_problems,
         last_reload_success=proxy.reload_state.last_success,
         config_sha256=running.config.sha256,
     )

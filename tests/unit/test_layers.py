@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("discovered", "scrape_once"),
     ("daemon",),
+    ("reload",),
     ("app",),
     ("pages",),
     ("proxy",),

@@ -1,0 +1,224 @@
+"""From a configuration to what runs, and from what runs to what a changed file says.
+
+Everything new is built beside the running configuration and swapped in whole; whatever goes
+wrong changes nothing. A reload reads the configuration anew; a refresh reads only the files
+that it names, certificates and credentials, when they have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+
+import httpx
+
+from exporter_proxy.config import Config, ConfigError, config_warnings
+from exporter_proxy.config.files import refreshed, stamps, watched_files
+from exporter_proxy.front.tls import server_context
+from exporter_proxy.observe.accesslog import access_log_formatter
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.proxy import AccessLogInForce, Proxy, ReloadState, Running
+from exporter_proxy.scrape.routing import build_routes
+from exporter_proxy.upstreams import make_upstream
+
+STDERR = "/dev/stderr"
+STDOUT = "/dev/stdout"
+WATCH_SECONDS = 1.0
+"""How often the files are looked at; a change is acted on once they have been quiet for as long."""
+NAMES_IN_LOG = 20
+
+LoadConfig = Callable[[], Awaitable[Config]]
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message is the one line that says why."""
+
+
+def build_running(config: Config, log: DaemonLog, previous: Running | None = None) -> Running:
+    """Everything that ``config`` needs at run time. Raises ConfigError and StartError."""
+    tls = _tls_context(config)
+    routes = build_routes(config, make_upstream, previous.routes if previous is not None else None)
+    access_log = _open_access_log(config, log, previous.access_log if previous is not None else None)
+    return Running(config, routes, access_log, tls)
+
+
+class Reloader:
+    """Keeps ``proxy`` in step with its configuration; one reload or refresh at a time."""
+
+    def __init__(self, proxy: Proxy, load: LoadConfig, log: DaemonLog) -> None:
+        self._proxy = proxy
+        self._load = load
+        self._log = log
+        self._lock = asyncio.Lock()
+        self._background: set[asyncio.Task[object]] = set()
+
+    async def reload(self) -> tuple[str, ...]:
+        """Load, validate and build, then swap in one assignment; any failure changes nothing.
+
+        Returns the problems, empty where the new configuration is in force.
+        """
+        async with self._lock:
+            proxy, old = self._proxy, self._proxy.running.config
+            problems = await self._replace(self._load)
+            if problems:
+                proxy.reload_state = ReloadState(False, proxy.reload_state.last_success, problems)
+                for problem in problems:
+                    self._log.error("config not reloaded, the old one stays in force", problem=problem)
+                return problems
+            proxy.reload_state = ReloadState()
+            proxy.refresh_problems = ()
+            config = proxy.running.config
+            for warning in config_warnings(config):
+                self._log.warning(warning)
+            if config.listen != old.listen:
+                listen = ",".join(map(str, config.listen))
+                self._log.warning("listen changed: restart to listen there", listen=listen)
+            self._log.info("config reloaded", **described(config))
+            return ()
+
+    async def watch(self) -> None:
+        """Refresh whenever a file that the configuration names has changed; until cancelled.
+
+        Certificate and key are two files: what is seen between the one and the other being
+        written is no reason to complain yet.
+        """
+        config = self._proxy.running.config
+        known = seen = await asyncio.to_thread(stamps, watched_files(config))
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._proxy.running.config is not config:  # its reload has read them all
+                config = self._proxy.running.config
+                known = seen = await asyncio.to_thread(stamps, watched_files(config))
+                continue
+            now = await asyncio.to_thread(stamps, watched_files(config))
+            if now != known and now == seen:
+                await self._refresh(sorted(path for path in now if now[path] != known.get(path)))
+                config = self._proxy.running.config
+                known = now
+            seen = now
+
+    async def _refresh(self, changed: list[str]) -> None:
+        async with self._lock:
+            proxy = self._proxy
+            running = proxy.running
+
+            async def reread() -> Config:
+                return await asyncio.to_thread(refreshed, running.config)
+
+            proxy.refresh_problems = await self._replace(reread)
+            for problem in proxy.refresh_problems:
+                self._log.error("changed files not used, what was read before stays in use", problem=problem)
+            if not proxy.refresh_problems:
+                self._log.info("changed files are in use", files=",".join(changed))
+
+    async def _replace(self, load: LoadConfig) -> tuple[str, ...]:
+        """Put what ``load`` gives in force; the problems where that cannot be."""
+        try:
+            running = await self._build(load)
+        except (ConfigError, StartError) as error:
+            return tuple(str(error).splitlines())
+        except Exception as error:
+            self._log.defect(error)
+            return (f"a defect in exporter_proxy: {error!r}",)
+        self._put_in_force(running)
+        return ()
+
+    async def _build(self, load: LoadConfig) -> Running:
+        """Everything a new configuration needs, beside the running one.
+
+        In threads, which hand over to the event loop ten times as often as usual, and without
+        garbage collections: a thousand routes are a hundred thousand objects, and a collection
+        walks them all while every scrape waits. Raises ConfigError and StartError.
+        """
+        previous = self._proxy.running
+        gc.disable()
+        usual_interval = sys.getswitchinterval()
+        sys.setswitchinterval(usual_interval / 10)
+        try:
+            running = await asyncio.to_thread(build_running, await load(), self._log, previous)
+        finally:
+            sys.setswitchinterval(usual_interval)
+            gc.enable()
+        try:
+            self._reopen_error_log(running.config)
+        except StartError:
+            new, old = running.access_log, previous.access_log
+            if new is not None and (old is None or new[1] is not old[1]):
+                new[1].close()
+            raise
+        return running
+
+    def _put_in_force(self, running: Running) -> None:
+        old = self._proxy.running
+        self._proxy.replace(running)
+        kept = set(running.routes.routes)
+        retired = [route.transport for route in old.routes.routes if route not in kept]
+        self._spawn(close_all(retired))
+        gc.freeze()
+
+    def _reopen_error_log(self, config: Config) -> None:
+        writer = self._log.writer
+        path = config.error_log_path or STDERR
+        if writer.path == path:
+            writer.reopen()
+        else:
+            self._log.writer = open_log(path)
+            writer.close(timeout_seconds=0)
+
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def open_log(path: str, on_trouble: Callable[[str], None] | None = None) -> LogWriter:
+    """A writer whose file is open. Raises StartError."""
+    writer = LogWriter(path, on_trouble)
+    try:
+        writer.open()
+    except OSError as error:
+        raise StartError(
+            f"cannot write the log {path}: {error.strerror}; create its directory or change the path"
+        ) from None
+    return writer
+
+
+def _open_access_log(config: Config, log: DaemonLog, current: AccessLogInForce) -> AccessLogInForce:
+    """The access log of ``config``; the writer in use goes on where the path is the same."""
+    if config.access_log is None:
+        return None
+    path = config.access_log.path or STDOUT
+    if current is not None and current[1].path == path:
+        current[1].reopen()
+        return access_log_formatter(config.access_log), current[1]
+    trouble = functools.partial(log.error, "access log")
+    return access_log_formatter(config.access_log), open_log(path, lambda text: trouble(problem=text))
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    """The context for the certificate files as they are now. Raises StartError."""
+    tls = config.server_tls
+    if tls is None:
+        return None
+    try:
+        return server_context(tls)
+    except OSError as error:
+        raise StartError(f"tls: cannot use {tls.cert.file} with {tls.key.file}: {error}") from None
+
+
+def described(config: Config) -> dict[str, object]:
+    """How many exporters there are, and their names, for a log line."""
+    names = [exporter.name for exporter in config.exporters]
+    shown = ",".join(names[:NAMES_IN_LOG]) + (",..." if len(names) > NAMES_IN_LOG else "")
+    return {"exporters": len(names), "names": shown}
+
+
+async def close_all(transports: list[httpx.AsyncBaseTransport]) -> None:
+    """Close what exporters were asked through."""
+    for transport in transports:
+        await transport.aclose()
