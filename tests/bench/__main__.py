@@ -28,11 +28,13 @@ from tests.bench.routes import routes
 from tests.bench.run import Run
 from tests.bench.site import site
 from tests.bench.start import start
+from tests.bench.tls import tls
 
 SECTIONS: dict[str, Callable[[Run], list[Figure]]] = {
     "cpu": cpu,
     "verify": verify,
     "latency": latency,
+    "tls": tls,
     "pair": pair,
     "memory": memory,
     "routes": routes,

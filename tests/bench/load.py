@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import ssl
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,20 +51,29 @@ _LATENCY = re.compile(r"^\s*(\d+)%\s+([\d.]+)(us|ms|s|m)\s*$", re.MULTILINE)
 
 
 def run_wrk(
-    port: int, path: str, connections: int, seconds: int, body_bytes: int, script: Path | None = None
+    port: int,
+    path: str,
+    connections: int,
+    seconds: int,
+    body_bytes: int,
+    script: Path | None = None,
+    *,
+    tls: bool = False,
+    close: bool = False,
 ) -> WrkResult:
-    """Scrape for ``seconds`` over keep-alive connections, each as fast as it is answered.
+    """Scrape for ``seconds`` over so many connections, each as fast as it is answered.
 
-    Raises NotMeasured unless every answer was a success and as long as it has to be.
+    With ``close`` every scrape is over a connection of its own. Raises NotMeasured unless every
+    answer was a success and as long as it has to be.
     """
     wrk = executable("wrk")
     if wrk is None:
         raise NotMeasured("wrk is not installed")
-    headers = [part for name, value in PROMETHEUS_HEADERS.items() for part in ("-H", f"{name}: {value}")]
+    headers = [part for name, value in _headers(close).items() for part in ("-H", f"{name}: {value}")]
     options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", f"{SCRAPE_SECONDS:.0f}s"]
     lua = ["-s", str(script)] if script is not None else []
     finished = subprocess.run(
-        [wrk, *options, *headers, *lua, f"http://{LOOPBACK}:{port}{path}"],
+        [wrk, *options, *headers, *lua, f"{'https' if tls else 'http'}://{LOOPBACK}:{port}{path}"],
         capture_output=True,
         text=True,
         check=False,
@@ -87,10 +97,13 @@ def cpu_per_scrape(
     seconds: int,
     body_bytes: int,
     script: Path | None = None,
+    *,
+    tls: bool = False,
+    close: bool = False,
 ) -> float:
     """Microseconds of CPU that the process spends on a scrape under load."""
     before = cpu_seconds(pid)
-    result = run_wrk(port, path, connections, seconds, body_bytes, script)
+    result = run_wrk(port, path, connections, seconds, body_bytes, script, tls=tls, close=close)
     return (cpu_seconds(pid) - before) / result.requests * 1e6
 
 
@@ -98,21 +111,31 @@ def raw_request(path: str, *, timeout_seconds: int = 10, close: bool = False) ->
     """A scrape as bytes, for connections that are not read as a client reads them."""
     headers = {
         "Host": LOOPBACK,
-        **PROMETHEUS_HEADERS,
+        **_headers(close),
         "X-Prometheus-Scrape-Timeout-Seconds": str(timeout_seconds),
-        **({"Connection": "close"} if close else {}),
     }
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+def _headers(close: bool) -> dict[str, str]:
+    return {**PROMETHEUS_HEADERS, **({"Connection": "close"} if close else {})}
+
+
 class Scraper:
     """One keep-alive connection that scrapes at the caller's pace."""
 
-    def __init__(self, port: int, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, port: int, headers: Mapping[str, str] | None = None, *, tls: bool = False) -> None:
         self._port = port
         self._headers = {**PROMETHEUS_HEADERS, **(headers or {})}
         self._connection = http.client.HTTPConnection(LOOPBACK, port, timeout=SCRAPE_SECONDS)
+        if tls:  # whose certificate that is, is not what is measured
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            self._connection = http.client.HTTPSConnection(
+                LOOPBACK, port, timeout=SCRAPE_SECONDS, context=context
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -133,9 +156,9 @@ class Scraper:
         return body
 
 
-def expect_body(port: int, path: str, expected: bytes, times: int) -> None:
+def expect_body(port: int, path: str, expected: bytes, times: int, *, tls: bool = False) -> None:
     """See that the right bytes come, and let the connections and caches on the way warm up."""
-    with Scraper(port) as scraper:
+    with Scraper(port, tls=tls) as scraper:
         for _ in range(times):
             body = scraper.scrape(path)
             if body != expected:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tests.bench.processes import LOOPBACK, NotMeasured, Program, executable, free_port
 from tests.bench.site import CHUNKED, Proxy, Site, start_nginx
@@ -17,12 +17,13 @@ from tests.bench.site import CHUNKED, Proxy, Site, start_nginx
 NGINX, HAPROXY, EXPORTER_EXPORTER = "nginx", "HAProxy", "exporter_exporter"
 EXECUTABLES = {NGINX: "nginx", HAPROXY: "haproxy", EXPORTER_EXPORTER: "prometheus-exporter-exporter"}
 
+NGINX_TLS = "ssl; ssl_certificate %(certfile)s; ssl_certificate_key %(keyfile)s"
 NGINX_HTTP = """
   access_log %(access_log)s;
   upstream files { server 127.0.0.1:%(origin)d; keepalive 64; keepalive_requests 100000000; }
   upstream answering { server 127.0.0.1:%(answering)d; keepalive 64; keepalive_requests 100000000; }
   server {
-    listen 127.0.0.1:%(port)d;
+    listen 127.0.0.1:%(port)d %(tls)s;
     proxy_http_version 1.1;
     proxy_set_header Connection "";
     location / { proxy_pass http://files; }
@@ -55,12 +56,14 @@ backend answering
 
 
 @contextlib.contextmanager
-def nginx(site: Site) -> Iterator[Proxy]:
+def nginx(site: Site, certificate: Mapping[str, str] | None = None) -> Iterator[Proxy]:
+    """With a ``certificate`` (``certfile`` and ``keyfile``) TLS is spoken."""
     port = free_port()
-    http = NGINX_HTTP % {**_places(site, port), "access_log": site.file(".nginx.access.log")}
+    tls = NGINX_TLS % certificate if certificate else ""
+    http = NGINX_HTTP % {**_places(site, port), "access_log": site.file(".nginx.access.log"), "tls": tls}
     with start_nginx(site.directory, site.file(".nginx").name, http) as program:
         program.wait_until_listening(port)
-        yield Proxy(NGINX, program, program.wait_for_child(), port, "/{}")
+        yield Proxy(NGINX, program, program.wait_for_child(), port, "/{}", bool(certificate))
 
 
 @contextlib.contextmanager

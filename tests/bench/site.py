@@ -54,6 +54,7 @@ class Proxy:
     """The process whose CPU time and memory count: nginx's worker."""
     port: int
     path_format: str
+    is_tls: bool = False
 
     def path(self, body: str) -> str:
         return self.path_format.format(body)
@@ -97,7 +98,7 @@ class Site:
 
     def check(self, proxy: Proxy, body: str, times: int = 20) -> None:
         """Raises NotMeasured unless this page comes through whole, so many times."""
-        expect_body(proxy.port, proxy.path(body), self.bodies[body], times)
+        expect_body(proxy.port, proxy.path(body), self.bodies[body], times, tls=proxy.is_tls)
 
     def config(self, route: Mapping[str, Any] | None = None, **top_level: Any) -> dict[str, Any]:
         """A configuration with everything on; ``route`` is added to each exporter's entry."""
@@ -126,7 +127,7 @@ class Site:
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
         with self.launch(file, port) as program:
             program.wait_until_listening(port)
-            yield Proxy(OURS, program, program.pid, port, "/{}/metrics")
+            yield Proxy(OURS, program, program.pid, port, "/{}/metrics", "tls" in config)
             for line in program.log.read_text().splitlines():
                 if "level=error" in line:
                     say(f"the daemon logged: {line}")
