@@ -26,7 +26,8 @@ class Question:
 
     async def __aenter__(self) -> httpx.Response:
         route, request = self._route, self._request
-        await route.slots.acquire()
+        if not route.slots.take():
+            await route.slots.wait()
         request.exchange.has_slot = True
         request.tell_time_left()
         try:
@@ -35,7 +36,7 @@ class Question:
                 await response.aclose()
                 raise _redirect(route, response.status_code)
         except BaseException:
-            route.slots.release()
+            route.slots.give_back()
             raise
         request.exchange.first_byte_seconds = time.monotonic() - request.exchange.started
         if route.verify is None:
@@ -48,7 +49,7 @@ class Question:
         try:
             await self._response.aclose()
         finally:
-            self._route.slots.release()
+            self._route.slots.give_back()
 
 
 def _redirect(route: Route, status: int) -> ScrapeError:

@@ -7,7 +7,6 @@ normalisation, no prefix), so that nothing in a URL can choose another upstream.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from urllib.parse import quote_plus, unquote_to_bytes
 
@@ -17,6 +16,7 @@ from exporter_proxy.config.schema import Config, Exporter, Network
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
 from exporter_proxy.scrape.share import Shares
+from exporter_proxy.scrape.slots import Slots
 
 Verify = Callable[[httpx.Response, Exporter, str], httpx.Response]
 MakeTransport = Callable[[Exporter, tuple[Network, ...] | None], httpx.AsyncBaseTransport]
@@ -41,7 +41,7 @@ class Route:
         )
         self.verify = _load_verification() if exporter.verify else None
         """Judges an answer for this route; ``None``: answers are not judged."""
-        self.slots = asyncio.Semaphore(exporter.max_concurrent)
+        self.slots = Slots(exporter.max_concurrent)
         configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
         replaced = {name.lower() for name, _ in configured}
         passed = {name.encode("ascii") for name in exporter.pass_headers}

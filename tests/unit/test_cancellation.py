@@ -151,7 +151,7 @@ async def check_nothing_is_left(made: Parts, origin: Origin, before: set[asyncio
     await until(lambda: not others(), "no task is left", GONE_SECONDS)
     await until(lambda: len(origin.tasks) <= 1, "no connection is left but a kept one", GONE_SECONDS)
     assert made.route.record.in_flight == 0
-    assert not made.route.slots.locked()
+    assert made.route.slots.free > 0
 
 
 async def check_next_scrape(made: Parts, variant: Variant) -> None:
@@ -188,8 +188,8 @@ async def cancel_one(
         if variant.is_kept_connection:
             await check_next_scrape(made, variant)
         if variant.is_waiting:
-            await made.route.slots.acquire()
-            asyncio.get_running_loop().call_later(0.02, made.route.slots.release)
+            assert made.route.slots.take()
+            asyncio.get_running_loop().call_later(0.02, made.route.slots.give_back)
         record = made.route.record
         recorded = sum(record.scrapes_by_code.values())
         answered = await cancelled_scrape(made, variant, cancellation)
@@ -197,7 +197,7 @@ async def cancel_one(
         if not answered.is_complete:
             assert answered.exchange.reason is Reason.CLIENT_GONE
         if variant.is_waiting:
-            await until(lambda: not made.route.slots.locked(), "the other scrape's slot is free")
+            await until(lambda: made.route.slots.free > 0, "the other scrape's slot is free")
         await check_nothing_is_left(made, origin, tasks)
         await check_next_scrape(made, variant)
         await check_nothing_is_left(made, origin, tasks)
