@@ -173,8 +173,11 @@ def serving(directory: Path, *arguments: str) -> Iterator[int]:
 class Prometheus:
     """A Prometheus with storage and port of its own, from ``with`` to the end of the block."""
 
-    def __init__(self, scrape_configs: Sequence[Mapping[str, Any]], **global_config: Any) -> None:
+    def __init__(
+        self, scrape_configs: Sequence[Mapping[str, Any]], *flags: str, **global_config: Any
+    ) -> None:
         self._config = {"global": global_config, "scrape_configs": list(scrape_configs)}
+        self._flags = flags
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="prometheus-")
@@ -187,6 +190,7 @@ class Prometheus:
                     f"--config.file={directory}/prometheus.yml",
                     f"--storage.tsdb.path={directory}/data",
                     "--web.listen-address=127.0.0.1:0",
+                    *self._flags,
                 ],
                 output=log,
             )
