@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
     _add_config_file(serve)
+    _add_web_config_file(serve)
     serve.add_argument(
         "--discover",
         action="store_true",
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="check the configuration", allow_abbrev=False)
     _add_config_file(check)
+    _add_web_config_file(check)
     check.set_defaults(run=_check)
 
     scrape = commands.add_parser(
@@ -110,6 +112,24 @@ def _add_config_file(command: argparse.ArgumentParser) -> None:
         dest="config_file",
         metavar="FILE",
         help=f"default: {', then '.join(DEFAULT_CONFIG_FILES)}",
+    )
+
+
+def _add_web_config_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        metavar="FILE",
+        help="TLS, users and headers, in the format that Prometheus's exporters share",
+    )
+
+
+def _overrides(options: argparse.Namespace) -> Overrides:
+    return Overrides(
+        listen=tuple(getattr(options, "listen", ())),
+        route_prefix=getattr(options, "route_prefix", None),
+        # Units written for exporters may give it empty, which is their default.
+        web_config_file=options.web_config_file or None,
     )
 
 
@@ -131,7 +151,7 @@ def _serve(options: argparse.Namespace) -> int:
     from exporter_proxy.daemon import ServeOptions, run  # noqa: PLC0415 - `check` needs none of it
     from exporter_proxy.reload import StartError  # noqa: PLC0415
 
-    overrides = Overrides(listen=tuple(options.listen), route_prefix=options.route_prefix)
+    overrides = _overrides(options)
     serve_options = ServeOptions(options.log_level, options.log_format, options.lifecycle)
     try:
         if options.discover:
@@ -161,7 +181,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     path = _config_file(options)
-    config = load_config(path)
+    config = load_config(path, _overrides(options))
     for warning in (*config_warnings(config), *resolve_warnings(config)):
         print(f"{path}: warning: {warning}", file=sys.stderr)
     count = len(config.exporters)

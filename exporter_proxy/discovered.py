@@ -44,7 +44,8 @@ class _Discovery:
 
     def tell(self, config: Config, addresses: list[str]) -> None:
         """The first screen of someone who tries this out."""
-        base = f"http://{addresses[0]}{config.route_prefix}"
+        scheme = "http" if config.server_tls is None else "https"
+        base = f"{scheme}://{addresses[0]}{config.route_prefix}"
         if self._demo is not None:
             lines = ["No exporter listens on this host; a demo exporter shows its load, memory and disk:"]
         else:

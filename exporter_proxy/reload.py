@@ -208,7 +208,7 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
     try:
         return server_context(tls)
     except OSError as error:
-        raise StartError(f"tls: cannot use {tls.cert.file} with {tls.key.file}: {error}") from None
+        raise StartError(f"tls: cannot use {tls.cert} with {tls.key}: {error}") from None
 
 
 def described(config: Config) -> dict[str, object]:

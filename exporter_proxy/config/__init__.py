@@ -8,10 +8,13 @@ from exporter_proxy.config.schema import (
     ListenAddress,
     Network,
     Pem,
+    RateLimit,
     ServerTls,
     UpstreamUrl,
+    WebConfig,
 )
 from exporter_proxy.config.warnings import config_warnings, resolve_warnings
+from exporter_proxy.config.web import load_web_config
 
 __all__ = [
     "AccessLog",
@@ -23,10 +26,13 @@ __all__ = [
     "Overrides",
     "Pem",
     "Problem",
+    "RateLimit",
     "ServerTls",
     "UpstreamUrl",
+    "WebConfig",
     "config_warnings",
     "load_config",
+    "load_web_config",
     "parse_config",
     "resolve_warnings",
 ]

@@ -8,8 +8,10 @@ that takes effect is the operator's choice.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from exporter_proxy.config.schema import Config, Pem
+from exporter_proxy.config.web import load_web_config
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and modification time in nanoseconds."""
@@ -47,4 +49,6 @@ def _stamp(path: str) -> Stamp | None:
 
 def refreshed(config: Config) -> Config:
     """``config`` with what it took from other files read anew. Raises ConfigError."""
+    if config.web is not None:
+        config = replace(config, web=load_web_config(config.web.source))
     return config

@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import yaml
@@ -20,7 +19,7 @@ from exporter_proxy.config.addresses import LISTEN_ADDRESS, ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters
 from exporter_proxy.config.positions import Document, found, is_null
-from exporter_proxy.config.problems import ConfigError, Problem, quoted
+from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
 from exporter_proxy.config.schema import (
     ACCESS_LOG_FIELDS,
     ACCESS_LOG_FORMATS,
@@ -31,8 +30,10 @@ from exporter_proxy.config.schema import (
     ListenAddress,
     Pem,
     ServerTls,
+    WebConfig,
 )
 from exporter_proxy.config.sections import Section
+from exporter_proxy.config.source import read_file
 from exporter_proxy.config.values import (
     FILE_PATH,
     NETWORK,
@@ -43,6 +44,7 @@ from exporter_proxy.config.values import (
     size,
     whole_number,
 )
+from exporter_proxy.config.web import WEB_CONFIG_FLAG, load_web_config
 
 T = TypeVar("T")
 
@@ -57,6 +59,7 @@ TOP_KEYS = (
     "max_header_bytes",
     "max_connections",
     "tls",
+    "web_config_file",
     "allow_clients",
     "allow_upstreams",
     "defaults",
@@ -73,7 +76,7 @@ SERVER_TIMEOUT = duration("24h")
 HEADER_BYTES = size("1KiB", "16MiB")
 CONNECTIONS = whole_number(1, 1_000_000)
 
-_MAX_FILE_BYTES = 16 * 2**20
+_EXAMPLE_HINT = ", or start from config.example.yml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,28 @@ class Overrides:
     """``--web.listen-address``, each time it was given; empty: as the file says."""
     route_prefix: str | None = None
     """``--web.route-prefix``; ``None``: as the file says."""
+    web_config_file: str | None = None
+    """``--web.config.file``; ``None``: as the file says."""
+
+
+@dataclass(slots=True)
+class _WebFile:
+    """A web config file that was read: what it says, or what is wrong with it."""
+
+    config: WebConfig | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def read(cls, path: str) -> _WebFile:
+        try:
+            return cls(load_web_config(path))
+        except ConfigError as error:
+            return cls(problems=error.problems)
 
 
 def load_config(path: str, overrides: Overrides = Overrides()) -> Config:
     """The configuration in the file at ``path``. Raises ``ConfigError``, and nothing else."""
-    return parse_config(_read_file(path), path, overrides)
+    return parse_config(read_file(path, "--config.file", _EXAMPLE_HINT), path, overrides)
 
 
 def parse_config(
@@ -100,15 +120,19 @@ def parse_config(
     """The configuration in ``data``. Raises ``ConfigError`` with all problems, and nothing else.
 
     ``source`` is the file's name in messages. Relative paths in the file are taken from
-    ``base_dir``; "" is the working directory, as with the Go original.
+    ``base_dir``; "" is the working directory, as with the Go original. A web config file is read
+    along with it, and its problems are reported together with this file's.
     """
     problems: list[Problem] = []
     listen = _read_listen_flags(overrides.listen, problems)
     route_prefix = None
     if overrides.route_prefix is not None:
         route_prefix = _read_flag("--web.route-prefix", overrides.route_prefix, ROUTE_PREFIX, problems)
+    web_file = None
+    if overrides.web_config_file is not None:
+        web_file = _WebFile.read(overrides.web_config_file)
     try:
-        config = _parse_file(data, source, os.fspath(base_dir))
+        config = _parse_file(data, source, os.fspath(base_dir), web_file)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
@@ -142,10 +166,21 @@ def _repeated(addresses: tuple[ListenAddress, ...]) -> list[ListenAddress]:
     return [address for address, times in Counter(addresses).items() if times > 1 and address.port != 0]
 
 
-def _parse_file(data: bytes, source: str, base_dir: str) -> Config:
-    """What the file alone says. Raises ``ConfigError`` with all its problems in file order."""
-    document = Document(data, source)
-    top = _top_section(document)
+def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | None) -> Config:
+    """What the file says, and the web config file: ``web_file``, or else the one that it names.
+
+    Raises ``ConfigError`` with all problems of the one in file order, then those of the other.
+    """
+    try:
+        document = Document(data, source)
+        top = _top_section(document)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *(web_file.problems if web_file else ())]) from None
+    if "tls" in top and (web_file is not None or "web_config_file" in top):
+        named = "web_config_file" if web_file is None else WEB_CONFIG_FLAG
+        top.report("tls", f"{named} is given, too: remove tls, and set tls_server_config in that file")
+    if web_file is None:
+        web_file = _read_web_config_file(top, base_dir)
     config = Config(
         source=source,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -157,7 +192,7 @@ def _parse_file(data: bytes, source: str, base_dir: str) -> Config:
         max_header_bytes=top.get("max_header_bytes", HEADER_BYTES, 32 * 2**10),
         max_connections=top.get("max_connections", CONNECTIONS, 512),
         tls=_read_tls(top, base_dir),
-        web=None,
+        web=web_file.config,
         bearer_tokens_file=None,
         allow_clients=top.get_list("allow_clients", NETWORK, None),
         allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
@@ -165,39 +200,9 @@ def _parse_file(data: bytes, source: str, base_dir: str) -> Config:
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
     )
-    if document.problems:
-        raise ConfigError(_in_file_order(document.problems))
+    if document.problems or web_file.problems:
+        raise ConfigError([*in_file_order(document.problems), *web_file.problems])
     return config
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        message = "no such file; name the right one with --config.file, or start from config.example.yml"
-    except IsADirectoryError:
-        message = "is a directory; name the file in it with --config.file"
-    except PermissionError:
-        message = "not readable (permission denied); make it readable for the user that runs exporter_proxy"
-    except OSError as error:
-        message = f"not readable ({error.strerror}); name the right file with --config.file"
-    except ValueError:
-        message = "not the name of a file; name the right one with --config.file"
-    else:
-        if len(data) <= _MAX_FILE_BYTES:
-            return data
-        message = f"larger than {_MAX_FILE_BYTES // 2**20} MiB; this is not a configuration file"
-    raise ConfigError([Problem(path, None, None, "", message)])
-
-
-def _in_file_order(problems: list[Problem]) -> list[Problem]:
-    """Sorted by position; a mistake met several times, through aliases, is shown once."""
-    once: dict[tuple[int | None, int | None, str, str], Problem] = {}
-    for problem in problems:
-        key = problem.key_path.rpartition(".")[2]
-        once.setdefault((problem.line, problem.column, key, problem.message), problem)
-    return sorted(once.values(), key=lambda problem: (problem.line or 0, problem.column or 0))
 
 
 def _top_section(document: Document) -> Section:
@@ -207,7 +212,7 @@ def _top_section(document: Document) -> Section:
         raise ConfigError([Problem(document.source, None, None, "", message)])
     if not isinstance(root, yaml.MappingNode):
         document.report(root, "", f'expected keys such as "listen" and "exporters", got {found(root)}')
-        raise ConfigError(_in_file_order(document.problems))
+        raise ConfigError(in_file_order(document.problems))
     return Section(document, root, root, "", TOP_KEYS)
 
 
@@ -225,21 +230,37 @@ def _read_tls(top: Section, base_dir: str) -> ServerTls | None:
     tls = top.section("tls", TLS_KEYS)
     if tls is None:
         return None
-    paths: dict[str, str] = {}
+    pems: dict[str, Pem] = {}
     for key, example in (("certfile", "server.crt"), ("keyfile", "server.key")):
         given = tls.require(key, FILE_PATH, example)
         if given is not None:
-            paths[key] = os.path.join(base_dir, given)  # noqa: PTH118 - keeps "./x" as it was written
-            wrong = check_readable(paths[key])
-            if wrong is not None:
+            path = os.path.join(base_dir, given)  # noqa: PTH118 - keeps "./x" as it was written
+            wrong = check_readable(path)
+            if wrong is None:
+                pems[key] = Pem(file=path)
+            else:
                 tls.report(key, f"{quoted(given)}: {wrong}")
-                del paths[key]
-    if len(paths) < len(TLS_KEYS):
+    if len(pems) < len(TLS_KEYS):
         return None
-    bad_file = check_pair(paths["certfile"], paths["keyfile"])
-    if bad_file is not None:
-        tls.report(*bad_file)
-    return ServerTls(cert=Pem(file=paths["certfile"]), key=Pem(file=paths["keyfile"]))
+    cert, key_pem = pems["certfile"], pems["keyfile"]
+    bad = check_pair(cert, key_pem, "tls.certfile")
+    if bad is not None:
+        which, message = bad
+        tls.report(f"{which}file", message)
+    return ServerTls(cert=cert, key=key_pem)
+
+
+def _read_web_config_file(top: Section, base_dir: str) -> _WebFile:
+    """The file that ``web_config_file`` names; an empty one where it names none."""
+    given = top.get("web_config_file", FILE_PATH, None)
+    if given is None:
+        return _WebFile()
+    path = os.path.join(base_dir, given)  # noqa: PTH118 - as above
+    wrong = check_readable(path)
+    if wrong is not None:
+        top.report("web_config_file", f"{quoted(given)}: {wrong}")
+        return _WebFile()
+    return _WebFile.read(path)
 
 
 def _read_access_log(top: Section, base_dir: str) -> AccessLog | None:

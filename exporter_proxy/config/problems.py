@@ -44,6 +44,15 @@ class ConfigError(Exception):
         return "\n".join(str(problem) for problem in self.problems)
 
 
+def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Sorted by position; a mistake met several times, through aliases, is shown once."""
+    once: dict[tuple[int | None, int | None, str, str], Problem] = {}
+    for problem in problems:
+        key = problem.key_path.rpartition(".")[2]
+        once.setdefault((problem.line, problem.column, key, problem.message), problem)
+    return sorted(once.values(), key=lambda problem: (problem.line or 0, problem.column or 0))
+
+
 def quoted(text: str) -> str:
     """``text`` in double quotes, fit to be shown: see ``visible``."""
     return '"' + visible(text).replace('"', '\\"') + '"'

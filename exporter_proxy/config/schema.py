@@ -7,6 +7,7 @@ written beside it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
@@ -92,6 +93,10 @@ class Pem:
     file: str | None = None
     text: str | None = field(default=None, repr=False)
 
+    def __str__(self) -> str:
+        """Where it is; never what it says."""
+        return self.file or "the PEM text in the configuration"
+
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
@@ -134,6 +139,8 @@ class WebConfig:
     basic_auth_users: tuple[tuple[str, str], ...] = field(repr=False)
     """Name and bcrypt hash; empty: no basic authentication."""
     rate_limit: RateLimit | None
+    sha256: str = ""
+    """Hex digest of the file's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +253,7 @@ class Config:
     source: str
     """The file as the user named it."""
     sha256: str
-    """Hex digest of the file's bytes: ``exporter_proxy_config_hash`` and drift over a fleet."""
+    """Hex digest of the file's bytes."""
     listen: tuple[Listen, ...]
     route_prefix: str
     """"" or ``/prefix``, never with a trailing slash."""
@@ -268,6 +275,17 @@ class Config:
     """``None``: off."""
     error_log_path: str | None
     """``None``: stderr."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest for ``exporter_proxy_config_hash``, to see drift over a fleet.
+
+        ``sha256``; with a web config file, the SHA-256 of this and that file's digest. So it follows
+        the web config file, which is read again on its own.
+        """
+        if self.web is None:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {self.web.sha256}".encode()).hexdigest()
 
     @property
     def server_tls(self) -> ServerTls | None:

@@ -29,17 +29,25 @@ class Section:
         place: yaml.Node,
         path: str,
         known_keys: Sequence[str] | None,
+        null_is_absent: bool = False,
     ) -> None:
-        """Reports the keys that are not in ``known_keys``; ``None``: any key may occur."""
+        """Reports the keys that are not in ``known_keys``; ``None``: any key may occur.
+
+        ``null_is_absent``: a known key without a value reads as if it were not there, here and
+        in the sections below. Where any key may occur, its null is a value.
+        """
         self._document = document
         self._entries = document.entries(mapping)
         self._place = place
+        self._null_is_absent = null_is_absent
         self.path = path
         document.spend(len(self._entries))
         if known_keys is not None:
             for text, (key, _) in self._entries.items():
                 if text not in known_keys:
                     document.report(key, join(path, text), _unknown_key(text, known_keys))
+            if null_is_absent:
+                self._entries = {text: pair for text, pair in self._entries.items() if not is_null(pair[1])}
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
@@ -56,6 +64,11 @@ class Section:
         """Whether ``key`` is set to ``[]``."""
         node = self._entries[key][1] if key in self._entries else None
         return isinstance(node, yaml.SequenceNode) and not node.value
+
+    def is_blank(self, key: str) -> bool:
+        """Whether ``key`` is absent, null or an empty text."""
+        node = self._entries[key][1] if key in self._entries else None
+        return node is None or is_null(node) or (isinstance(node, yaml.ScalarNode) and not node.value)
 
     def key_path(self, key: str) -> str:
         """The key path of ``key`` in this section."""
@@ -131,7 +144,7 @@ class Section:
         if isinstance(node, yaml.MappingNode):
             if self._document.is_refused(node):
                 return None
-            return Section(self._document, node, key_node, path, known_keys)
+            return Section(self._document, node, key_node, path, known_keys, self._null_is_absent)
         self._document.report(node, path, f"expected {expected}, got {shape(node)}")
         return None
 

@@ -10,7 +10,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from exporter_proxy.config.schema import Config, Exporter, ListenAddress, Network
+from exporter_proxy.config.schema import Config, Exporter, ListenAddress, Network, ServerTls
 
 _RESOLVER_THREADS = 16
 
@@ -28,6 +28,7 @@ def config_warnings(config: Config) -> list[str]:
             f"everyone who reaches {', '.join(exposed)} can scrape: set allow_clients to the addresses "
             "of your Prometheus servers, or listen on 127.0.0.1"
         )
+    warnings += _client_certificate_warnings(config.server_tls)
     for exporter in config.exporters:
         if config.allow_upstreams is None and not _is_loopback(exporter.url.host):
             warnings.append(
@@ -37,6 +38,22 @@ def config_warnings(config: Config) -> list[str]:
         if exporter.insecure_skip_verify:
             warnings.append(_skip_verify_warning(exporter))
     return warnings
+
+
+def _client_certificate_warnings(tls: ServerTls | None) -> list[str]:
+    if tls is None or tls.client_auth_type == "NoClientCert":
+        return []
+    if tls.client_auth_type == "RequestClientCert":
+        return [
+            "client_auth_type RequestClientCert does nothing, no client is asked: use "
+            "VerifyClientCertIfGiven or RequireAndVerifyClientCert"
+        ]
+    if tls.client_ca is None:
+        return [
+            f"client_auth_type {tls.client_auth_type} takes certificates of every CA that this host trusts: "
+            "set client_ca_file to your own CA"
+        ]
+    return []
 
 
 def _skip_verify_warning(exporter: Exporter) -> str:

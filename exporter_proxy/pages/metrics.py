@@ -29,7 +29,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         log_lines_lost=proxy.log_lines_lost,
         is_reload_successful=proxy.reload_state.is_successful and not proxy.refresh_problems,
         last_reload_success=proxy.reload_state.last_success,
-        config_sha256=running.config.sha256,
+        config_sha256=running.config.fingerprint,
     )
     compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
     await send({"type": "http.response.start", "status": 200, "headers": headers})

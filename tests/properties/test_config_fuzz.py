@@ -21,9 +21,9 @@ from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS
 from exporter_proxy.config.values import duration, size
 
 GOOD_DIRECTORY = Path(__file__).parents[1] / "testdata" / "config" / "good"
-# Without tls, whose files would have to be there.
+# Without what names files, which would have to be there.
 GOOD = [
-    re.sub(r"(?m)^tls:.*\n(  (cert|key)file.*\n)*", "", file.read_text(encoding="utf-8"))
+    re.sub(r"(?m)^(tls|web_config_file):.*\n(  (cert|key)file.*\n)*", "", file.read_text(encoding="utf-8"))
     for file in sorted(GOOD_DIRECTORY.glob("*.yml"))
 ]
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
+from exporter_proxy.config.web import WEB_KEYS
 from tests.daemon import REPOSITORY, wait_until
 from tests.e2e.processes import MODULE, Prometheus, start_process
 from tests.readme.document import Block, blocks, difference, steps
@@ -33,6 +35,8 @@ def kind_of(block: Block) -> str:
         return "quick start" if block.section == QUICK_START else "transcript"
     if block.language == "yaml":
         keys = yaml.safe_load(block.text).keys()
+        if keys <= set(WEB_KEYS):
+            return "web config"
         return "prometheus" if keys == {"scrape_configs"} else "config" if "exporters" in keys else ""
     if block.language == "text":
         return {"": "picture", "Command line": "synopsis"}.get(block.section, "")
@@ -48,7 +52,9 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert not unknown, "no test knows what to do with " + ", ".join(unknown)
     # A kind without blocks would mean tests without cases.
     kinds = {kind_of(block) for block in BLOCKS}
-    assert kinds == {"quick start", "transcript", "config", "prometheus", "picture", "synopsis"}
+    assert kinds == {
+        *("quick start", "transcript", "config", "web config", "prometheus", "picture", "synopsis")
+    }
 
 
 SECTIONS = list(dict.fromkeys(block.section for block in of_kind("transcript")))
@@ -73,18 +79,35 @@ def test_transcripts_are_what_happens(section: str, readme_host: Host) -> None:
 
 @pytest.mark.parametrize("block", of_kind("config"), ids=str)
 def test_configurations_pass_check(block: Block, tmp_path: Path) -> None:
-    (tmp_path / "config.yml").write_text(block.text)
+    # Not even a warning.
+    assert check(block.text, tmp_path) == (0, "")
+
+
+def check(config: str, directory: Path, *flags: str) -> tuple[int, str]:
+    """Exit status of ``exporter_proxy check``, and what it complains of."""
+    (directory / "config.yml").write_text(config)
     result = subprocess.run(
-        [*MODULE, "check"],
-        cwd=tmp_path,
+        [*MODULE, "check", *flags],
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
         check=False,
     )
-    # Not even a warning.
-    assert (result.returncode, result.stderr) == (0, "")
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("block", of_kind("web config"), ids=str)
+def test_web_config_files_pass_check(block: Block, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "web.yml").write_text(block.text)
+    config = of_kind("config")[0].text
+    assert check(config, tmp_path, "--web.config.file=web.yml") == (0, "")
 
 
 @pytest.mark.parametrize("block", of_kind("prometheus"), ids=str)

@@ -47,7 +47,8 @@ def exporter_config(**entry: Any) -> Exporter:
 
 def value_of(parsed: object, key: str) -> object:
     """What ``key`` has become; attributes carry their unit or that they are a path."""
-    names = [name for name in (key, f"{key}_seconds", f"{key}_path", f"{key}_file") if hasattr(parsed, name)]
+    candidates = (key, f"{key}_seconds", f"{key}_path", f"{key}_file", key.removesuffix("_config_file"))
+    names = [name for name in candidates if hasattr(parsed, name)]
     assert names, f"{type(parsed).__name__} has nothing called like {key}"
     return getattr(parsed, names[0])
 

@@ -21,16 +21,19 @@ MINIMAL = b"exporters: {node_exporter: {url: http://127.0.0.1:9100/metrics}}"
 _COMMENTED_KEY = re.compile(r"^(\s*)#(?=[a-z_]+:)", re.MULTILINE)
 
 
-def uncommented(only: str | None = None) -> str:
-    """The example with all its keys in use, or only the top-level key ``only`` and what is under it."""
-    if only is None:
-        return _COMMENTED_KEY.sub(r"\1", EXAMPLE)
+# These two exclude each other: "all keys" is all of them but one.
+EITHER = ("tls", "web_config_file")
+
+
+def uncommented(only: str | None = None, without: str | None = None) -> str:
+    """The example with all its keys in use, or only some: a top-level key stands for what is under it."""
     lines = []
     current = None
     for line in EXAMPLE.splitlines():
         top = re.match(r"#?([a-z_]+):", line)
         current = top.group(1) if top else current
-        lines.append(_COMMENTED_KEY.sub(r"\1", line) if current == only else line)
+        is_used = current == only if only is not None else current != without
+        lines.append(_COMMENTED_KEY.sub(r"\1", line) if is_used else line)
     return "\n".join(lines)
 
 
@@ -39,12 +42,12 @@ def tls_files(tmp_path: Path) -> ServerTls:
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(tmp_path / "server.key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
     return ServerTls(Pem(file=str(tmp_path / "server.crt")), Pem(file=str(tmp_path / "server.key")))
 
 
 def with_real_files(text: str, tls_files: ServerTls) -> bytes:
-    text = text.replace("/etc/exporter_proxy/server.crt", tls_files.cert.file or "")
-    return text.replace("/etc/exporter_proxy/server.key", tls_files.key.file or "").encode()
+    return text.replace("/etc/exporter_proxy/", f"{Path(str(tls_files.cert)).parent}/").encode()
 
 
 def test_loads_as_it_is_and_means_the_defaults() -> None:
@@ -76,9 +79,11 @@ def test_has_every_key_in_its_place_with_a_text_before_it(parent: str, keys: tup
     assert sorted(found) == sorted(keys)
 
 
-def test_loads_with_every_key_in_use(tls_files: ServerTls) -> None:
-    config = parse_config(with_real_files(uncommented(), tls_files), "config.yml")
-    assert config.tls == tls_files
+@pytest.mark.parametrize("without", EITHER)
+def test_loads_with_every_key_in_use(without: str, tls_files: ServerTls) -> None:
+    config = parse_config(with_real_files(uncommented(without=without), tls_files), "config.yml")
+    assert config.server_tls == tls_files
+    assert (config.tls is None) == (without == "tls") == (config.web is not None)
     assert config.access_log is not None
     assert config.access_log.fields == DEFAULT_ACCESS_LOG_FIELDS
     assert config.error_log_path == "./error.log"

@@ -23,6 +23,7 @@ from exporter_proxy.config import (
     Pem,
     ServerTls,
     UpstreamUrl,
+    WebConfig,
     parse_config,
 )
 
@@ -274,6 +275,21 @@ def test_yaml_is_read_as_it_is_written() -> None:
     )
 
 
+def test_web_config_file_is_read_with_it(certificates: Path) -> None:
+    """The one key that is missing in every-key.yml: it excludes ``tls``."""
+    web_file = certificates / "web.yml"
+    web_file.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
+    web_sha256 = hashlib.sha256(web_file.read_bytes()).hexdigest()
+    config = load_good("web-config-file", base_dir=certificates)
+    tls = ServerTls(Pem(file=f"{certificates}/./server.crt"), Pem(file=f"{certificates}/./server.key"))
+    assert config == replace(
+        load_good("minimal"),
+        sha256=config.sha256,
+        web=WebConfig(f"{certificates}/./web.yml", tls, (), (), None, sha256=web_sha256),
+    )
+    assert config.server_tls == tls
+
+
 def test_every_good_file_is_tested() -> None:
-    tested = {"minimal", "go-original", "every-key", "anchors", "yaml-odds"}
+    tested = {"minimal", "go-original", "every-key", "web-config-file", "anchors", "yaml-odds"}
     assert {file.stem for file in (TESTDATA / "good").glob("*.yml")} == tested
