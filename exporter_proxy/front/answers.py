@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from exporter_proxy.reasons import RETRY_AFTER_SECONDS, Denied, Reason
 
+Headers = list[tuple[bytes, bytes]]
 
-def error_headers(reason: Reason, body_length: int, allow: str = "") -> list[tuple[bytes, bytes]]:
+
+@dataclass(frozen=True, slots=True)
+class AddedHeaders:
+    """``http_server_config.headers``: on every response, made ready once for each configuration."""
+
+    wire: bytes
+    """Whole header lines."""
+    names: frozenset[bytes]
+    """In lower case; they replace a response's own headers of these names."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]]) -> AddedHeaders | None:
+        """The headers in ``pairs``; ``None`` for none, which costs a response nothing."""
+        if not pairs:
+            return None
+        wire = "".join(f"{name}: {value}\r\n" for name, value in pairs)
+        return cls(wire.encode("ascii"), frozenset(name.lower().encode("ascii") for name, _ in pairs))
+
+    def others(self, headers: Headers) -> Headers:
+        """Those of ``headers`` that are not replaced."""
+        return [pair for pair in headers if pair[0].lower() not in self.names]
+
+
+def error_headers(reason: Reason, body_length: int, allow: str = "") -> Headers:
     """The headers of an error, with what its status asks for (RFC 9110 section 15)."""
     headers = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
@@ -27,10 +54,14 @@ def error_body(message: str) -> bytes:
     return f"exporter_proxy: {message}\n".encode("utf-8", "backslashreplace")
 
 
-def closing_response(denied: Denied) -> bytes:
+def closing_response(denied: Denied, added: AddedHeaders | None) -> bytes:
     """A whole response that refuses and announces the close."""
     body = error_body(denied.message)
     parts = [STATUS_LINE[denied.status]]
-    for name, value in error_headers(denied.reason, len(body), denied.allow):
+    headers = error_headers(denied.reason, len(body), denied.allow)
+    if added is not None:
+        headers = added.others(headers)
+        parts.append(added.wire)
+    for name, value in headers:
         parts += [name, b": ", value, b"\r\n"]
     return b"".join([*parts, b"Connection: close\r\n\r\n", body])

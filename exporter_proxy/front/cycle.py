@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from exporter_proxy.front.answers import AddedHeaders
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 
@@ -37,6 +38,7 @@ class Cycle:
     """Made when a request's headers are complete; ``keep_alive`` may be withdrawn until it answers."""
 
     __slots__ = (
+        "_added_headers",
         "_done",
         "_flow",
         "_head",
@@ -62,6 +64,7 @@ class Cycle:
         keep_alive: bool,
         done: Callable[[Cycle], None],
         log: DaemonLog,
+        added_headers: AddedHeaders | None,
     ) -> None:
         self.scope = scope
         self.exchange = exchange
@@ -73,6 +76,7 @@ class Cycle:
         self._flow = flow
         self._done = done
         self._log = log
+        self._added_headers = added_headers
         self._is_chunked = False
         self._is_close_delimited = False
         self._sends_body = True
@@ -134,6 +138,9 @@ class Cycle:
     def _make_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         scope = self.scope
         parts = [STATUS_LINE[status]]
+        if self._added_headers is not None:
+            parts.append(self._added_headers.wire)
+            headers = self._added_headers.others(headers)
         length: int | None = None
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")

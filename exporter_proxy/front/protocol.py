@@ -25,7 +25,8 @@ from exporter_proxy.access import Address, plain_address
 from exporter_proxy.config.schema import Network
 from exporter_proxy.front.answers import closing_response
 from exporter_proxy.front.cycle import Cycle
-from exporter_proxy.front.state import FrontState
+from exporter_proxy.front.state import FrontLimits, FrontState
+from exporter_proxy.front.tls import name_problem
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied, Reason
 
@@ -68,6 +69,8 @@ class ScraperProtocol(HttpToolsProtocol):
         """What has come since the last complete head."""
         self._refusal: Denied | None = None
         self._last_host = b""
+        self._limits_at_check: FrontLimits | None = None
+        """Those that the scraper's certificate was checked against."""
 
     @property
     def is_idle(self) -> bool:
@@ -137,6 +140,7 @@ class ScraperProtocol(HttpToolsProtocol):
         self._unfinished_head.clear()
         if self._refusal is not None or self._ignores_input:
             return
+        limits = self.state.limits
         now = time.monotonic()
         method = self.parser.get_method().decode("ascii")
         path, _, query = self.url.partition(b"?")
@@ -164,10 +168,15 @@ class ScraperProtocol(HttpToolsProtocol):
                         Denied(Reason.BAD_REQUEST, "a Transfer-Encoding other than chunked"), exchange
                     )
                     return
-        if head_bytes > self.state.limits.max_header_bytes:
+        if head_bytes > limits.max_header_bytes:
             self._refuse(self._head_too_large(), exchange)
             return
         problem = self._version_or_host_problem(host, version)
+        if problem is None and limits is not self._limits_at_check:
+            # At the first request, and again after a reload. Not sooner: Go's client takes an answer
+            # that comes before its request for garbage.
+            problem = name_problem(self.transport, self.address, limits.client_allowed_sans)
+            self._limits_at_check = limits if problem is None else None
         if version != "1.1" and self.url + b" RTSP/" in raw_head:
             problem = Denied(
                 Reason.BAD_REQUEST, "RTSP is not spoken; use HTTP/1.1"
@@ -199,7 +208,16 @@ class ScraperProtocol(HttpToolsProtocol):
         }
         keep_alive = version == "1.1" and not has_body and self.parser.should_keep_alive()
         self._begin(
-            Cycle(scope, exchange, self.transport, self.flow, keep_alive, self._finish, self.state.log)
+            Cycle(
+                scope,
+                exchange,
+                self.transport,
+                self.flow,
+                keep_alive,
+                self._finish,
+                self.state.log,
+                limits.added_headers,
+            )
         )
 
     def on_body(self, body: bytes) -> None:
@@ -345,7 +363,7 @@ class ScraperProtocol(HttpToolsProtocol):
             self._send_refusal(denied)
 
     def _send_refusal(self, denied: Denied) -> None:
-        self.transport.write(closing_response(denied))
+        self.transport.write(closing_response(denied, self.state.limits.added_headers))
         self._close_gently()
 
     def _record(self, denied: Denied, exchange: Exchange | None) -> None:

@@ -42,7 +42,7 @@ class RefusingProtocol(asyncio.Protocol):
         if self._has_answered or self._transport is None:
             return
         self._has_answered = True
-        self._transport.write(closing_response(self._denied))
+        self._transport.write(closing_response(self._denied, self._state.limits.added_headers))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:

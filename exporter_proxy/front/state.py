@@ -12,7 +12,7 @@ from uvicorn.config import Config as UvicornConfig
 from uvicorn.server import ServerState
 
 from exporter_proxy.config.schema import Config, Network
-from exporter_proxy.front.answers import error_body
+from exporter_proxy.front.answers import AddedHeaders, error_body
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied
@@ -32,16 +32,23 @@ class FrontLimits:
     read_header_timeout_seconds: float
     keep_alive_timeout_seconds: float
     allow_clients: tuple[Network, ...] | None
+    client_allowed_sans: tuple[str, ...]
+    """Names, one of which a client's certificate must have; empty: any certificate, or none."""
+    added_headers: AddedHeaders | None
+    """For every response; ``None``: there are none."""
 
     @classmethod
     def of(cls, config: Config) -> FrontLimits:
         """The limits that ``config`` sets."""
+        tls = config.server_tls
         return cls(
             config.max_connections,
             config.max_header_bytes,
             config.read_header_timeout_seconds,
             config.keep_alive_timeout_seconds,
             config.allow_clients,
+            tls.client_allowed_sans if tls is not None else (),
+            AddedHeaders.of(config.web.headers if config.web is not None else ()),
         )
 
 

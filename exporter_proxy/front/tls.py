@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
+from exporter_proxy.access import Address
+from exporter_proxy.config.certificates import load_authorities, load_pair
 from exporter_proxy.config.schema import ServerTls
+from exporter_proxy.reasons import Denied, Reason
+
+_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_VERIFY_MODES = {
+    "NoClientCert": ssl.CERT_NONE,
+    # OpenSSL's mode that asks without verifying is out of Python's reach: nobody is asked.
+    "RequestClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+_TEXT_SANS = frozenset(("DNS", "email", "URI"))
 
 
 def server_context(tls: ServerTls) -> ssl.SSLContext:
@@ -13,5 +30,76 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     Raises OSError, ssl.SSLError among them, where files and settings do not go together.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tls.cert.file or "", tls.key.file)
+    load_pair(context, tls.cert, tls.key)
+    context.minimum_version = _VERSIONS[tls.min_version]
+    context.maximum_version = _VERSIONS[tls.max_version]
+    if tls.ciphers:
+        context.set_ciphers(":".join(tls.ciphers))
+    if tls.curve is not None:
+        context.set_ecdh_curve(tls.curve)
+    if not tls.prefer_server_ciphers:
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    # Go's servers never renegotiate, and a handshake in the middle of a scrape helps nobody.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # Prometheus keeps no sessions: tickets would be two more messages in every handshake, unread.
+    context.num_tickets = 0
+    _verify_clients(context, tls)
     return context
+
+
+def _verify_clients(context: ssl.SSLContext, tls: ServerTls) -> None:
+    mode = _VERIFY_MODES[tls.client_auth_type]
+    if mode is ssl.CERT_NONE:
+        return
+    context.verify_mode = mode
+    # As in Go, whatever certificate is listed as a CA is trusted, an intermediate one, too.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if tls.client_ca is not None:
+        load_authorities(context, tls.client_ca)
+    else:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+
+
+def name_problem(
+    transport: asyncio.Transport, address: Address | None, allowed: tuple[str, ...]
+) -> Denied | None:
+    """Why the scraper at the other end may not ask: its certificate has none of the ``allowed`` names.
+
+    Without TLS, a TCP connection is one from before it was configured, and has no name; a unix
+    socket's (``address`` is ``None``) is let in, as its mode decides. With no names, everyone is.
+    """
+    if not allowed:
+        return None
+    ssl_object = transport.get_extra_info("ssl_object")
+    if ssl_object is None and address is None:
+        return None
+    if has_allowed_san(ssl_object.getpeercert() if ssl_object is not None else None, allowed):
+        return None
+    return Denied(
+        Reason.FORBIDDEN,
+        "your client certificate has none of the names that may scrape here (client_allowed_sans)",
+    )
+
+
+def has_allowed_san(peercert: Mapping[str, Any] | None, allowed: tuple[str, ...]) -> bool:
+    """Whether a verified certificate, as ``getpeercert()`` gives it, carries one of these names.
+
+    DNS names, e-mail addresses and URIs are compared letter by letter, as exporter-toolkit does,
+    IP addresses as addresses. No certificate has no name.
+    """
+    names: tuple[tuple[str, str], ...] = (peercert or {}).get("subjectAltName", ())
+    addresses = {address for address in map(_address, allowed) if address is not None}
+    for kind, name in names:
+        if kind in _TEXT_SANS and name in allowed:
+            return True
+        if kind == "IP Address" and _address(name) in addresses:
+            return True
+    return False
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
