@@ -13,6 +13,7 @@ from exporter_proxy.config.schema import (
     UpstreamUrl,
     WebConfig,
 )
+from exporter_proxy.config.validity import not_after_timestamp_seconds
 from exporter_proxy.config.warnings import config_warnings, resolve_warnings
 from exporter_proxy.config.web import load_web_config
 
@@ -33,6 +34,7 @@ __all__ = [
     "config_warnings",
     "load_config",
     "load_web_config",
+    "not_after_timestamp_seconds",
     "parse_config",
     "resolve_warnings",
 ]
