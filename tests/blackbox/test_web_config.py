@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, wait_until
 from tests.fakes.exporter import PAGE, FakeExporter, respond
 from tests.fakes.ports import refusing_port
 from tests.wire import Reply, request
@@ -358,6 +358,23 @@ def test_a_broken_file_changes_nothing_at_a_reload(site: Site) -> None:
         Path(path).write_text(good.replace("deny", "sameorigin"))
         assert "config reloaded" in daemon.reload()
         assert daemon.exchange(HEALTHY, tls=site.client()).header("x-frame-options") == "sameorigin"
+
+
+def test_a_change_is_in_use_without_a_reload_and_a_broken_file_is_not(site: Site) -> None:
+    path = Path(site.web_config(http_server_config={"headers": {"X-Frame-Options": "deny"}}))
+    with serve(str(path)) as daemon:
+
+        def frame_options() -> str | None:
+            return daemon.exchange(HEALTHY, tls=site.client()).header("x-frame-options")
+
+        assert frame_options() == "deny"
+        good = path.read_text()
+        path.write_text(good.replace("deny", "sameorigin"))
+        wait_until(lambda: frame_options() == "sameorigin", "the new header is sent", 15.0)
+        path.write_text(good.replace("deny", "allow"))
+        line = daemon.wait_for_log("changed files not used", 15.0)
+        assert f"{path}:" in line
+        assert frame_options() == "sameorigin"
 
 
 HEADERS = {

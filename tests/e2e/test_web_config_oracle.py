@@ -196,7 +196,7 @@ DIFFERENCES: dict[str, list[Verdicts] | Any] = {
         "http_server_config: {http2: y}\n",
         tls(cipher_suites=[None, HTTP2_SUITE]),
     ),
-    "a change of the file": blackbox.test_a_broken_file_changes_nothing_at_a_reload,
+    "a change of the file": (blackbox.test_a_change_is_in_use_without_a_reload_and_a_broken_file_is_not),
 }
 
 
