@@ -115,7 +115,8 @@ class ScraperProtocol(HttpToolsProtocol):
             if self.cycle is not None:
                 (self.pipeline[0] if self.pipeline else self.cycle).keep_alive = False
         except httptools.HttpParserError as error:
-            self._refuse(self._malformed(error))
+            if not self._ignores_input:  # a body that is not read may be as wrong as it likes
+                self._refuse(self._malformed(error))
         if len(self._unfinished_head) > self.state.limits.max_header_bytes:
             self._refuse(self._head_too_large())
         elif self._is_idle_in_head():
