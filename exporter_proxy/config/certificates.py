@@ -10,6 +10,8 @@ import ssl
 import stat
 from pathlib import Path
 
+_NO_CERTIFICATE = 'no PEM certificate in this file (it begins "-----BEGIN CERTIFICATE-----")'
+
 
 def check_readable(path: str) -> str | None:
     """What keeps the file at ``path`` from being read, and what to do; ``None``: nothing."""
@@ -28,31 +30,42 @@ def check_readable(path: str) -> str | None:
         return f"not readable ({error.strerror})"
 
 
-def check_pair(cert_file: str, key_file: str) -> tuple[str, str] | None:
-    """``("certfile" or "keyfile", what is wrong)`` for two readable files; ``None``: a good pair."""
+def check_pair(
+    cert_file: str, key_file: str, cert_key: str = "certfile", key_key: str = "keyfile"
+) -> tuple[str, str] | None:
+    """``(cert_key or key_key, what is wrong)`` for two readable files; ``None``: a good pair.
+
+    ``cert_key`` and ``key_key`` are what the two are called in the ``tls`` section.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password function OpenSSL asks for one on the terminal, and waits.
         context.load_cert_chain(cert_file, key_file, password=lambda: b"")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            return "keyfile", "this key does not belong to the certificate in tls.certfile"
+            return key_key, f"this key does not belong to the certificate in tls.{cert_key}"
         if not _has_certificate(cert_file):
-            return "certfile", 'no PEM certificate in this file (it begins "-----BEGIN CERTIFICATE-----")'
+            return cert_key, _NO_CERTIFICATE
         if _is_encrypted(key_file):
-            return "keyfile", "this key is protected by a password, which is not supported, store it without"
-        return "keyfile", 'no PEM private key in this file (it begins "-----BEGIN PRIVATE KEY-----")'
+            return key_key, "this key is protected by a password, which is not supported, store it without"
+        return key_key, 'no PEM private key in this file (it begins "-----BEGIN PRIVATE KEY-----")'
     except OSError as error:
-        return "certfile", f"changed while it was being read ({error.strerror}), try again"
+        return cert_key, f"changed while it was being read ({error.strerror}), try again"
     return None
 
 
+def check_authorities(path: str) -> str | None:
+    """What is wrong with a readable file of CA certificates; ``None``: it has at least one."""
+    return None if _has_certificate(path) else _NO_CERTIFICATE
+
+
 def _has_certificate(path: str) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+        context.load_verify_locations(path)
     except OSError:  # SSLError is one
         return False
-    return True
+    return context.cert_store_stats()["x509"] > 0  # a file of revocation lists loads, too
 
 
 def _is_encrypted(path: str) -> bool:

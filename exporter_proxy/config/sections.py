@@ -29,8 +29,12 @@ class Section:
         place: yaml.Node,
         path: str,
         known_keys: Sequence[str] | None,
+        private_keys: bool = False,
     ) -> None:
-        """Reports the keys that are not in ``known_keys``; ``None``: any key may occur."""
+        """Reports the keys that are not in ``known_keys``; ``None``: any key may occur.
+
+        With ``private_keys`` without showing them: ``{admin:secret}`` is a key, too.
+        """
         self._document = document
         self._entries = document.entries(mapping)
         self._place = place
@@ -39,7 +43,8 @@ class Section:
         if known_keys is not None:
             for text, (key, _) in self._entries.items():
                 if text not in known_keys:
-                    document.report(key, join(path, text), _unknown_key(text, known_keys))
+                    shown = path if private_keys else join(path, text)
+                    document.report(key, shown, _unknown_key(text, known_keys))
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
@@ -121,7 +126,11 @@ class Section:
         return tuple(item for item in items if item is not None)
 
     def section(
-        self, key: str, known_keys: Sequence[str] | None, expected: str = "a mapping"
+        self,
+        key: str,
+        known_keys: Sequence[str] | None,
+        expected: str = "a mapping",
+        private_keys: bool = False,
     ) -> Section | None:
         """The mapping under ``key``; ``None`` where it is absent or no mapping."""
         if key not in self._entries:
@@ -131,7 +140,7 @@ class Section:
         if isinstance(node, yaml.MappingNode):
             if self._document.is_refused(node):
                 return None
-            return Section(self._document, node, key_node, path, known_keys)
+            return Section(self._document, node, key_node, path, known_keys, private_keys)
         self._document.report(node, path, f"expected {expected}, got {shape(node)}")
         return None
 
