@@ -15,8 +15,10 @@ import trustme
 
 from exporter_proxy.config import Network, UpstreamUrl
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.upstreams import connect
 from exporter_proxy.upstreams.connect import ATTEMPT_DELAY_SECONDS, Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
+from exporter_proxy.upstreams.tls import Tls
 from tests.fakes.origin import Origin, Visit, hang, unanswering
 from tests.fakes.ports import refusing_port
 from tests.inprocess import LOOPS, open_descriptors, run, until
@@ -40,7 +42,8 @@ async def dial(
     """The address that was connected to and the seconds it took; the connection is closed again."""
     loop = asyncio.get_running_loop()
     started = time.monotonic()
-    connection = await Dialer(where, allowed, tls).connect(lambda: UpstreamConnection(loop, where.backend))
+    dialer = Dialer(where, allowed, Tls(tls, where.host) if tls is not None else None)
+    connection = await dialer.connect(lambda: UpstreamConnection(loop, where.backend))
     took = time.monotonic() - started
     peer: str = connection._transport.get_extra_info("peername")[0]
     connection.abort()
@@ -220,10 +223,10 @@ def test_tls_checks_the_name_and_the_issuer(loop: str, authority: trustme.CA) ->
             assert (await dial(where, tls=client_context(authority)))[0] == "127.0.0.1"
             message = await refused(where, tls=client_context(None))
             assert message.startswith(f"the certificate of {where.backend} is not accepted: ")
+            assert message.endswith("set tls.ca_file to the CA that issued it")
         async with Origin(hang, tls=certificate(authority, "other.test")) as origin:
             message = await refused(url("127.0.0.1", origin.port, "https"), tls=client_context(authority))
-            assert "mismatch" in message
-            assert "insecure_skip_verify" in message
+            assert message.endswith("it is not for 127.0.0.1; set tls.server_name to a name that it is for")
 
     run(scenario, loop)
 
@@ -251,11 +254,30 @@ async def reset(visit: Visit) -> None:
 
 
 @LOOP
-@pytest.mark.parametrize("what", [answer_in_plain_http, close, reset])
+@pytest.mark.parametrize("what", [close, reset])
 def test_a_handshake_that_fails(loop: str, what: Callable[[Visit], Awaitable[None]]) -> None:
     message = run(lambda: refused_after(what), loop)
     assert message.startswith("TLS handshake with 127.0.0.1:")
     assert message.endswith("does it speak https?")
+
+
+@LOOP
+def test_a_handshake_that_is_answered_in_plain_http(loop: str) -> None:
+    message = run(lambda: refused_after(answer_in_plain_http), loop)
+    assert message.endswith(" does not speak TLS; is it an http exporter? use http:// in url")
+
+
+@LOOP
+def test_a_handshake_that_takes_too_long(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "HANDSHAKE_SECONDS", 0.1)
+
+    async def scenario() -> str:
+        async with Origin(hang) as origin:
+            return await refused(url("127.0.0.1", origin.port, "https"), tls=client_context(None))
+
+    message = run(scenario, loop)
+    assert message.startswith("TLS handshake with 127.0.0.1:")
+    assert "not complete after" in message
 
 
 @LOOP
