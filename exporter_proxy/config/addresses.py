@@ -129,7 +129,7 @@ def _parse_unix_url(authority: str, rest: str) -> UpstreamUrl:
 
 def _parse_server_name(text: str) -> str:
     if _is_ipv6(text):
-        return text
+        return _check_host(f"[{text}]")
     if ":" in text:
         raise BadValue("a port does not belong here")
     return _check_host(text).removesuffix(".")

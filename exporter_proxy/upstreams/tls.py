@@ -29,6 +29,15 @@ _REFUSALS = {
     "ACCESS_DENIED": "access denied",
     "DECRYPT_ERROR": "decrypt error",
 }
+# Other things that OpenSSL says -> what they mean.
+_MEANINGS = {
+    "UNSUPPORTED_PROTOCOL": "it only speaks versions before TLS 1.2",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "it only speaks versions before TLS 1.2",
+    "TLSV1_UNRECOGNIZED_NAME": "it does not know this name; set tls.server_name to one that it knows",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        "refused; does it want a client certificate (tls.cert_file, tls.key_file) or only know old ciphers?"
+    ),
+}
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 
 
@@ -56,14 +65,14 @@ class Tls:
                 f"TLS handshake with {backend} not complete after {HANDSHAKE_SECONDS:g} s; "
                 "is it hung, or no https exporter?"
             )
-        problem = reason or error.strerror or "connection lost"
-        return f"TLS handshake with {backend} failed: {problem}; does it speak https?"
+        problem = f"{reason or error.strerror or 'connection lost'}; does it speak https?"
+        return f"TLS handshake with {backend} failed: {_MEANINGS.get(reason, problem)}"
 
     @property
     def advice_after_reset(self) -> str:
         """What a connection that ends without a word of HTTP may be about."""
         if self.has_client_certificate:
-            return ""
+            return "does it accept the client certificate? "
         return "does it want a client certificate (tls.cert_file, tls.key_file)? "
 
     def _not_accepted(self, backend: str, error: ssl.SSLCertVerificationError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +102,7 @@ def test_it_is_not_warned_of_as_an_exporter_elsewhere(socket_path: Path) -> None
         assert not [line for line in daemon.log_lines if "level=warn" in line]
 
 
-# What can be wrong with the socket.
+# What can be wrong with the socket; missing permission is in tests/unit/test_connect.py.
 
 
 def test_no_such_socket(daemon: Daemon, socket_path: Path) -> None:
@@ -132,11 +131,3 @@ def test_a_full_queue(daemon: Daemon, socket_path: Path) -> None:
         sockets.enter_context(socket.socket(socket.AF_UNIX)).connect(str(socket_path))
         line = daemon.get("/x/metrics").expect_refusal(502, "connect", "x").body.decode()
     assert "its queue is full; is the exporter hung or overloaded?" in line
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may connect to any socket")
-def test_no_permission(daemon: Daemon, exporter: FakeExporter, socket_path: Path) -> None:
-    socket_path.chmod(0)
-    line = daemon.get("/x/metrics").expect_refusal(502, "connect", "x").body.decode()
-    assert f"no permission to connect to unix:{socket_path}; put exporter_proxy's user" in line
-    assert not exporter.requests

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 import trustme
@@ -192,6 +194,46 @@ def test_a_name_that_does_not_resolve(loop: str) -> None:
     message = run(lambda: refused(url("nowhere.test", 9100)), loop)
     assert message.startswith("cannot resolve nowhere.test: ")
     assert "getent hosts nowhere.test" in message
+
+
+# Unix sockets
+
+
+@pytest.fixture
+def locked_socket(tmp_path: Path) -> Iterator[Path]:
+    """A socket that the test may not connect to; root may to all, so root becomes nobody for a while."""
+    path = tmp_path / "x.sock"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0)
+        if os.geteuid() != 0:
+            yield path
+            return
+        os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            os.seteuid(0)
+
+
+@LOOP
+def test_a_socket_without_permission(loop: str, locked_socket: Path) -> None:
+    where = UpstreamUrl("http+unix", "localhost", 0, "/metrics", str(locked_socket))
+    message = run(lambda: refused(where), loop)
+    assert message.startswith(f"no permission to connect to {where.backend}; put exporter_proxy's user into")
+
+
+@LOOP
+def test_a_socket_that_refuses_leaves_no_descriptor(loop: str, tmp_path: Path) -> None:
+    where = UpstreamUrl("http+unix", "localhost", 0, "/metrics", str(tmp_path / "x.sock"))
+
+    async def scenario() -> None:
+        before = open_descriptors()
+        assert (await refused(where)).startswith(f"there is no socket at {where.socket_path}")
+        assert open_descriptors() == before
+
+    run(scenario, loop)
 
 
 # TLS
