@@ -37,14 +37,6 @@ class Credentials:
 _NONE = Credentials()
 
 
-def watched_files(exporter: Exporter) -> tuple[str, ...]:
-    """The files whose change is to be noticed, as the configuration names them."""
-    tls = exporter.tls or ClientTls()
-    password_file = exporter.basic_auth.password_file if exporter.basic_auth is not None else None
-    files = (password_file, exporter.bearer_token_file, tls.ca_file, tls.cert_file, tls.key_file)
-    return tuple(file for file in files if file is not None)
-
-
 def read_credentials(exporter: Exporter) -> Credentials:
     """What ``exporter`` is shown, as its files are now.
 

@@ -19,7 +19,7 @@ from exporter_proxy.config.values import BadValue
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.upstreams import credentials as module
 from exporter_proxy.upstreams import make_upstream
-from exporter_proxy.upstreams.credentials import client_context, read_credentials, watched_files
+from exporter_proxy.upstreams.credentials import client_context, read_credentials
 
 Read = Callable[[str], str]
 
@@ -144,16 +144,6 @@ def test_reprs_show_no_secret(files: Path) -> None:
     ):
         assert "s3cr3t" not in repr(value)
         assert pair not in repr(value)
-
-
-def test_watched_files_are_those_of_the_configuration(files: Path) -> None:
-    (exporter,) = config(files, tls=TLS, bearer_token_file="token").exporters
-    assert watched_files(exporter) == tuple(
-        str(files / name) for name in ("token", "ca.crt", "a.crt", "a.key")
-    )
-    (exporter,) = config(files, basic_auth={"username": "u", "password_file": "password"}).exporters
-    assert watched_files(exporter) == (str(files / "password"),)
-    assert watched_files(config(files).exporters[0]) == ()
 
 
 # What a change of the files does to a route.
