@@ -210,6 +210,24 @@ def test_a_reload_reads_the_password_anew(secret: Path) -> None:
     assert sent == [basic("u", "first"), basic("u", "first"), basic("u", "second")]
 
 
+def test_a_changed_password_is_used_without_a_reload(secret: Path) -> None:
+    """Counters go on; an empty file in between changes nothing."""
+    with FakeExporter() as exporter:
+        auth = {"username": "u", "password_file": str(secret)}
+        with Daemon({"exporters": {"x": {"url": exporter.url(), "basic_auth": auth}}}) as daemon:
+            daemon.get("/x/metrics").expect_ok()
+            secret.write_text("")
+            line = daemon.wait_for_log("changed files not used", timeout_seconds=15)
+            assert "exporters.x.basic_auth.password_file: the file is empty" in line
+            daemon.get("/x/metrics").expect_ok()
+            secret.write_text("second\n")
+            daemon.wait_for_log("changed files are in use", timeout_seconds=15)
+            daemon.get("/x/metrics").expect_ok()
+            daemon.wait_for_metric(3, "exporter_proxy_scrapes_total", exporter="x", code="200")
+        sent = [request.header("authorization") for request in exporter.requests]
+    assert sent == [basic("u", "first"), basic("u", "first"), basic("u", "second")]
+
+
 def test_a_scrape_under_way_ends_with_the_credentials_it_began_with(secret: Path) -> None:
     go_on = threading.Event()
     slow = [send(head(200, [("Content-Length", str(len(PAGE)))])), wait_for(go_on), send(PAGE)]
