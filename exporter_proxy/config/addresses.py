@@ -74,6 +74,9 @@ LISTEN_ADDRESS = Kind('an address such as "0.0.0.0:9099", ":9099" or "[::1]:9099
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+_SCHEMES = 'it must begin with "http://", "https://" or "http+unix:///"'
+_MAX_SOCKET_PATH_BYTES = 107
+"""What fits into a sockaddr_un beside its final NUL, see unix(7)."""
 
 
 def _parse_url(text: str) -> UpstreamUrl:
@@ -83,11 +86,13 @@ def _parse_url(text: str) -> UpstreamUrl:
     if match is None:
         if re.match(r"https?:", text, re.IGNORECASE):
             raise BadValue('"//" must follow the scheme')
-        raise BadValue('it must begin with "http://" or "https://"')
+        raise BadValue(_SCHEMES)
     scheme, authority, target, fragment = match.groups()
     scheme = scheme.lower()
+    if scheme == "http+unix":
+        return _parse_unix_url(authority, text[match.end(1) + len("://") :])
     if scheme not in _DEFAULT_PORTS:
-        raise BadValue('it must begin with "http://" or "https://"')
+        raise BadValue(_SCHEMES)
     if "@" in authority:
         raise BadValue("a user name and password do not belong in a URL")
     if fragment is not None:
@@ -102,6 +107,35 @@ def _parse_url(text: str) -> UpstreamUrl:
         port=_parse_port(port if port is not None else _DEFAULT_PORTS[scheme], lowest=1),
         target=path_and_query,
     )
+
+
+def _parse_unix_url(authority: str, rest: str) -> UpstreamUrl:
+    """``/run/x.sock:/metrics``: the first colon ends the path of the socket, nothing is decoded."""
+    path, colon, target = rest.partition(":")
+    if authority or not path.startswith("/"):
+        raise BadValue('the path of the socket is absolute, as in "http+unix:///run/x.sock:/metrics"')
+    if not colon or not target.startswith("/"):
+        raise BadValue('":" and what to ask for follow the socket, as in "http+unix:///run/x.sock:/metrics"')
+    if "#" in rest:
+        raise BadValue('what follows "#" is never sent, leave it out')
+    if re.search("[?%@]", path):
+        raise BadValue(
+            'the path of the socket is taken as it is written and cannot have "?", "%" or "@" in it'
+        )
+    if len(path) > _MAX_SOCKET_PATH_BYTES:
+        raise BadValue(f"the path of a socket can have {_MAX_SOCKET_PATH_BYTES} characters at most")
+    return UpstreamUrl("http+unix", "localhost", 0, target, socket_path=path)
+
+
+def _parse_server_name(text: str) -> str:
+    if _is_ipv6(text):
+        return _check_host(f"[{text}]")
+    if ":" in text:
+        raise BadValue("a port does not belong here")
+    return _check_host(text).removesuffix(".")
+
+
+SERVER_NAME = Kind("a host name or an IP address, without a port", _parse_server_name, only_text=True)
 
 
 def _split_authority(authority: str) -> tuple[str, str | None]:

@@ -115,11 +115,12 @@ def _kind(pem: Pem) -> str:
 
 
 def _has_certificate(pem: Pem) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem)
+        load_authorities(context, pem)
     except OSError:  # SSLError is one
         return False
-    return True
+    return context.cert_store_stats()["x509"] > 0  # a file of revocation lists loads, too
 
 
 def _is_encrypted(pem: Pem) -> bool:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH, UPSTREAM_URL
+from exporter_proxy.config.credentials import (
+    check_one_authorization,
+    read_basic_auth,
+    read_bearer_token_file,
+    read_client_tls,
+)
 from exporter_proxy.config.positions import position
 from exporter_proxy.config.schema import Exporter
 from exporter_proxy.config.sections import Section
@@ -41,6 +47,9 @@ EXPORTER_KEYS = (
     "params",
     "pass_headers",
     "headers",
+    "basic_auth",
+    "bearer_token_file",
+    "tls",
     "insecure_skip_verify",
     "content_type",
 )
@@ -68,8 +77,11 @@ class _Defaults:
     share_max_bytes: int = 8 * 2**20
 
 
-def read_exporters(top: Section) -> tuple[Exporter, ...]:
-    """The exporters that could be read, in file order; the others left a problem behind."""
+def read_exporters(top: Section, base_dir: str) -> tuple[Exporter, ...]:
+    """The exporters that could be read, in file order; the others left a problem behind.
+
+    Relative paths of files are taken from ``base_dir``.
+    """
     defaults_section = top.section("defaults", DEFAULTS_KEYS)
     defaults = _Defaults() if defaults_section is None else _read_limits(defaults_section, _Defaults())
     if "exporters" not in top:
@@ -90,7 +102,7 @@ def read_exporters(top: Section) -> tuple[Exporter, ...]:
         first_name, first_place = path_taken_by.setdefault(path, (name, place))
         if first_name != name:
             entry.report("path", f'"{path}" is already the path of exporters.{first_name} at {first_place}')
-        exporter = _read_exporter(name, path, entry, defaults)
+        exporter = _read_exporter(name, path, entry, defaults, base_dir)
         if exporter is not None and named_well:
             exporters.append(exporter)
     if section.is_empty:
@@ -102,13 +114,19 @@ def _url_line() -> str:
     return f'a line such as "url: {URL_EXAMPLE}"'
 
 
-def _read_exporter(name: str, path: str, entry: Section, defaults: _Defaults) -> Exporter | None:
+def _read_exporter(
+    name: str, path: str, entry: Section, defaults: _Defaults, base_dir: str
+) -> Exporter | None:
     limits = _read_limits(entry, defaults)
     url = entry.require("url", UPSTREAM_URL, URL_EXAMPLE)
     allow_params = entry.get_list("allow_params", PARAM_NAME, None)
     params = _read_params(entry)
     pass_headers = entry.get_list("pass_headers", PASSED_HEADER_NAME, ())
     headers = _read_headers(entry)
+    basic_auth = read_basic_auth(entry, base_dir)
+    bearer_token_file = read_bearer_token_file(entry, base_dir)
+    check_one_authorization(entry, headers)
+    tls = read_client_tls(entry, url, base_dir)
     allow_clients = entry.get_list("allow_clients", NETWORK, None)
     insecure_skip_verify = entry.get("insecure_skip_verify", BOOLEAN, False)
     content_type = entry.get("content_type", CONTENT_TYPE, None)
@@ -130,9 +148,9 @@ def _read_exporter(name: str, path: str, entry: Section, defaults: _Defaults) ->
         params=params,
         pass_headers=tuple(dict.fromkeys(pass_headers)),
         headers=headers,
-        basic_auth=None,
-        bearer_token_file=None,
-        tls=None,
+        basic_auth=basic_auth,
+        bearer_token_file=bearer_token_file,
+        tls=tls,
         insecure_skip_verify=insecure_skip_verify,
         content_type=content_type,
     )

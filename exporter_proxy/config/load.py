@@ -196,7 +196,7 @@ def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | No
         bearer_tokens_file=None,
         allow_clients=top.get_list("allow_clients", NETWORK, None),
         allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
-        exporters=read_exporters(top),
+        exporters=read_exporters(top, base_dir),
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
     )

@@ -30,8 +30,11 @@ class Section:
         path: str,
         known_keys: Sequence[str] | None,
         null_is_absent: bool = False,
+        private_keys: bool = False,
     ) -> None:
         """Reports the keys that are not in ``known_keys``; ``None``: any key may occur.
+
+        With ``private_keys`` without showing them: ``{admin:secret}`` is a key, too.
 
         ``null_is_absent``: a known key without a value reads as if it were not there, here and
         in the sections below. Where any key may occur, its null is a value.
@@ -45,7 +48,8 @@ class Section:
         if known_keys is not None:
             for text, (key, _) in self._entries.items():
                 if text not in known_keys:
-                    document.report(key, join(path, text), _unknown_key(text, known_keys))
+                    shown = path if private_keys else join(path, text)
+                    document.report(key, shown, _unknown_key(text, known_keys))
             if null_is_absent:
                 self._entries = {text: pair for text, pair in self._entries.items() if not is_null(pair[1])}
 
@@ -134,7 +138,11 @@ class Section:
         return tuple(item for item in items if item is not None)
 
     def section(
-        self, key: str, known_keys: Sequence[str] | None, expected: str = "a mapping"
+        self,
+        key: str,
+        known_keys: Sequence[str] | None,
+        expected: str = "a mapping",
+        private_keys: bool = False,
     ) -> Section | None:
         """The mapping under ``key``; ``None`` where it is absent or no mapping."""
         if key not in self._entries:
@@ -144,7 +152,9 @@ class Section:
         if isinstance(node, yaml.MappingNode):
             if self._document.is_refused(node):
                 return None
-            return Section(self._document, node, key_node, path, known_keys, self._null_is_absent)
+            return Section(
+                self._document, node, key_node, path, known_keys, self._null_is_absent, private_keys
+            )
         self._document.report(node, path, f"expected {expected}, got {shape(node)}")
         return None
 

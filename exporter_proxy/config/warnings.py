@@ -30,7 +30,8 @@ def config_warnings(config: Config) -> list[str]:
         )
     warnings += _client_certificate_warnings(config.server_tls)
     for exporter in config.exporters:
-        if config.allow_upstreams is None and not _is_loopback(exporter.url.host):
+        is_elsewhere = exporter.url.socket_path is None and not _is_loopback(exporter.url.host)
+        if config.allow_upstreams is None and is_elsewhere:
             warnings.append(
                 f"exporter {exporter.name} is not on this host ({exporter.url.backend}): set allow_upstreams "
                 "to the networks that may be asked, or use its loopback address"
@@ -57,8 +58,9 @@ def _client_certificate_warnings(tls: ServerTls | None) -> list[str]:
 
 
 def _skip_verify_warning(exporter: Exporter) -> str:
-    if exporter.url.scheme == "http":
-        return f"exporter {exporter.name}: insecure_skip_verify does nothing for an http URL, remove it"
+    if exporter.url.scheme != "https":
+        url = f"an {exporter.url.scheme} URL"
+        return f"exporter {exporter.name}: insecure_skip_verify does nothing for {url}, remove it"
     return (
         f"exporter {exporter.name}: the certificate of {exporter.url.backend} is not checked, anyone can "
         "pose as it: give it one that this host trusts and remove insecure_skip_verify"
@@ -70,11 +72,12 @@ def resolve_warnings(config: Config) -> list[str]:
 
     Asks the resolver, for each name once and for several at a time.
     """
-    hosts = list(dict.fromkeys(exporter.url.host for exporter in config.exporters))
+    exporters = [exporter for exporter in config.exporters if exporter.url.socket_path is None]
+    hosts = list(dict.fromkeys(exporter.url.host for exporter in exporters))
     with ThreadPoolExecutor(max_workers=_RESOLVER_THREADS) as pool:
         resolved = dict(zip(hosts, pool.map(_resolve, hosts), strict=True))
     warnings: list[str] = []
-    for exporter in config.exporters:
+    for exporter in exporters:
         answer = resolved[exporter.url.host]
         if isinstance(answer, str):
             warnings.append(

@@ -8,27 +8,36 @@ normalisation, no prefix), so that nothing in a URL can choose another upstream.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import quote_plus, unquote_to_bytes
 
 import httpx
 
+from exporter_proxy.config.problems import ConfigError, Problem
 from exporter_proxy.config.schema import Config, Exporter, Network
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
 from exporter_proxy.scrape.share import Shares
 from exporter_proxy.scrape.slots import Slots
+from exporter_proxy.upstreams import MakeUpstream
+from exporter_proxy.upstreams.credentials import Credentials, read_credentials
 
 Verify = Callable[[httpx.Response, Exporter, str], httpx.Response]
-MakeTransport = Callable[[Exporter, tuple[Network, ...] | None], httpx.AsyncBaseTransport]
 
 
 class Route:
     """One exporter, ready to be scraped."""
 
     def __init__(
-        self, exporter: Exporter, path: bytes, transport: httpx.AsyncBaseTransport, record: ExporterRecord
+        self,
+        exporter: Exporter,
+        credentials: Credentials,
+        path: bytes,
+        transport: httpx.AsyncBaseTransport,
+        record: ExporterRecord,
     ) -> None:
         self.exporter = exporter
+        self.credentials = credentials
         self.path = path
         """With the route prefix."""
         self.transport = transport
@@ -43,6 +52,8 @@ class Route:
         """Judges an answer for this route; ``None``: answers are not judged."""
         self.slots = Slots(exporter.max_concurrent)
         configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
+        if credentials.authorization is not None:
+            configured.append((b"Authorization", credentials.authorization))
         replaced = {name.lower() for name, _ in configured}
         passed = {name.encode("ascii") for name in exporter.pass_headers}
         self.allowed_headers = (FORWARDED | passed) - replaced
@@ -105,22 +116,38 @@ class RouteTable:
 
 
 def build_routes(
-    config: Config, make_transport: MakeTransport, previous: RouteTable | None = None
+    config: Config, make_transport: MakeUpstream, previous: RouteTable | None = None
 ) -> RouteTable:
     """Routes for the exporters of ``config``; those that a reload did not change are taken over.
 
-    A route taken over keeps its pool and its slots. One that changed gets new ones but keeps
-    the record: a reload must not look like a counter reset to Prometheus.
+    A route taken over keeps its pool and its slots. One that changed, or whose files did, gets
+    new ones but keeps the record: a reload must not look like a counter reset to Prometheus.
+    Raises ConfigError with all the files that cannot be used as they are now.
     """
     old = {route.exporter.name: route for route in previous.routes} if previous else {}
     same_upstream_rule = previous is not None and previous.allow_upstreams == config.allow_upstreams
     routes: list[Route] = []
+    problems: list[Problem] = []
     for exporter in config.exporters:
         before = old.get(exporter.name)
         path = (config.route_prefix + exporter.path).encode("ascii")
-        if before is not None and same_upstream_rule and before.exporter == exporter and before.path == path:
-            routes.append(before)
-        else:
-            record = before.record if before is not None else ExporterRecord(exporter.name)
-            routes.append(Route(exporter, path, make_transport(exporter, config.allow_upstreams), record))
+        try:
+            credentials = read_credentials(exporter)
+            if (
+                before is not None
+                and same_upstream_rule
+                and before.exporter == exporter
+                and before.credentials == credentials
+                and before.path == path
+            ):
+                routes.append(before)
+                continue
+            transport = make_transport(exporter, config.allow_upstreams, credentials)
+        except ConfigError as error:
+            problems += [replace(problem, source=config.source) for problem in error.problems]
+            continue
+        record = before.record if before is not None else ExporterRecord(exporter.name)
+        routes.append(Route(exporter, credentials, path, transport, record))
+    if problems:
+        raise ConfigError(problems)
     return RouteTable(tuple(routes), config.allow_upstreams)

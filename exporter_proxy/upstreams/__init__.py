@@ -5,45 +5,49 @@ Adding a kind is a module with an ``httpx.AsyncBaseTransport`` and a row in ``UP
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
-from functools import lru_cache
 
 import httpx
 
 from exporter_proxy.config.schema import Exporter, Network
+from exporter_proxy.upstreams.credentials import Credentials, client_context
 from exporter_proxy.upstreams.http import HttpUpstream
 from exporter_proxy.upstreams.messages import ScrapeRequest
+from exporter_proxy.upstreams.tls import Tls
 
 __all__ = ["UPSTREAM_KINDS", "ScrapeRequest", "make_upstream"]
 
 AllowedUpstreams = tuple[Network, ...] | None
+MakeUpstream = Callable[[Exporter, AllowedUpstreams, Credentials], httpx.AsyncBaseTransport]
 
 
-def _http(exporter: Exporter, allowed: AllowedUpstreams) -> httpx.AsyncBaseTransport:
+def _http(
+    exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
+) -> httpx.AsyncBaseTransport:
     return HttpUpstream(exporter, allowed, None)
 
 
-def _https(exporter: Exporter, allowed: AllowedUpstreams) -> httpx.AsyncBaseTransport:
-    return HttpUpstream(exporter, allowed, _tls_context(exporter.insecure_skip_verify))
+def _https(
+    exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
+) -> httpx.AsyncBaseTransport:
+    tls = exporter.tls
+    name = (tls.server_name if tls is not None else None) or exporter.url.host.removesuffix(".")
+    has_certificate = tls is not None and tls.cert_file is not None
+    return HttpUpstream(exporter, allowed, Tls(client_context(exporter, credentials), name, has_certificate))
 
 
-@lru_cache(maxsize=2)
-def _tls_context(skip_verify: bool) -> ssl.SSLContext:
-    """One context for all exporters with the same rules: loading the system's CAs takes 20 ms."""
-    context = ssl.create_default_context()
-    if skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-UPSTREAM_KINDS: dict[str, Callable[[Exporter, AllowedUpstreams], httpx.AsyncBaseTransport]] = {
+UPSTREAM_KINDS: dict[str, MakeUpstream] = {
     "http": _http,
     "https": _https,
+    "http+unix": _http,
 }
 
 
-def make_upstream(exporter: Exporter, allowed: AllowedUpstreams) -> httpx.AsyncBaseTransport:
-    """The transport that ``exporter`` is asked through."""
-    return UPSTREAM_KINDS[exporter.url.scheme](exporter, allowed)
+def make_upstream(
+    exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
+) -> httpx.AsyncBaseTransport:
+    """The transport that ``exporter`` is asked through.
+
+    Raises ConfigError where the files of its ``tls`` section cannot be used.
+    """
+    return UPSTREAM_KINDS[exporter.url.scheme](exporter, allowed, credentials)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -18,31 +17,37 @@ from typing import TypeVar
 from exporter_proxy.access import is_allowed, plain_address
 from exporter_proxy.config.schema import Network, UpstreamUrl
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.upstreams.tls import HANDSHAKE_SECONDS, Tls
 
 ATTEMPT_DELAY_SECONDS = 0.25
 """Connection Attempt Delay of RFC 8305 section 5: then the next address is tried as well."""
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 P = TypeVar("P", bound=asyncio.Protocol)
 _Address = tuple[int, tuple[str, int]]
 
 
 class Dialer:
-    """Connects to one exporter. ``ssl_context`` is ``None`` for plain HTTP."""
+    """Connects to one exporter. ``tls`` is ``None`` for plain HTTP.
 
-    def __init__(
-        self, url: UpstreamUrl, allowed: tuple[Network, ...] | None, ssl_context: ssl.SSLContext | None
-    ) -> None:
+    ``allowed`` concerns addresses; a unix socket has none, and who may use it is its mode's say.
+    """
+
+    def __init__(self, url: UpstreamUrl, allowed: tuple[Network, ...] | None, tls: Tls | None) -> None:
         self._url = url
         self._allowed = allowed
-        self._ssl_context = ssl_context
+        self._tls = tls
         self._literal = _literal_addresses(url)
 
     async def connect(self, make_protocol: Callable[[], P]) -> P:
         """A connected protocol, its TLS handshake done.
 
         Raises ScrapeError with reason ``connect``: refused, unreachable, not resolved, not
-        allowed, certificate not accepted.
+        allowed, no such socket, certificate not accepted.
         """
+        if self._url.socket_path is not None:
+            return await _connect_unix(self._url.socket_path, make_protocol)
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         try:
@@ -58,11 +63,13 @@ class Dialer:
             _, protocol = await loop.create_connection(
                 make_protocol,
                 sock=connection,
-                ssl=self._ssl_context,
-                server_hostname=self._url.host if self._ssl_context else None,
+                ssl=self._tls.context if self._tls else None,
+                server_hostname=self._tls.server_name if self._tls else None,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if self._tls else None,
             )
         except OSError as error:  # ssl.SSLError is one
-            raise ScrapeError(Reason.CONNECT, self._tls_advice(error)) from None
+            advice = self._tls.failure(self._url.backend, error) if self._tls else str(error)
+            raise ScrapeError(Reason.CONNECT, advice) from None
         return protocol
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[_Address]:
@@ -87,21 +94,47 @@ class Dialer:
         if isinstance(error, socket.gaierror):
             host = self._url.host
             return f"cannot resolve {host}: {error.strerror}; is it right? (getent hosts {host})"
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return (
-                f"cannot open a connection to {where}: {error.strerror}; raise exporter_proxy's LimitNOFILE"
-            )
+        if error.errno in _NO_DESCRIPTOR:
+            return _no_descriptor_advice(where, error)
         return f"cannot connect to {where} {after}: {error.strerror or error}"
 
-    def _tls_advice(self, error: OSError) -> str:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            problem = error.verify_message.rstrip(".")
-            where = self._url.backend
-            return f"the certificate of {where} is not accepted: {problem}; or set insecure_skip_verify"
-        problem = (
-            (error.reason if isinstance(error, ssl.SSLError) else None) or error.strerror or "connection lost"
+
+def _no_descriptor_advice(where: str, error: OSError) -> str:
+    return f"cannot open a connection to {where}: {error.strerror}; raise exporter_proxy's LimitNOFILE"
+
+
+async def _connect_unix(path: str, make_protocol: Callable[[], P]) -> P:
+    connection: socket.socket | None = None
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Done at once or not at all (unix(7)); the event loops take the EAGAIN of a full queue for
+        # a connection that is on its way.
+        connection.connect(path)
+    except OSError as error:
+        if connection is not None:
+            connection.close()
+        raise ScrapeError(Reason.CONNECT, _unix_advice(path, error)) from None
+    loop = asyncio.get_running_loop()
+    _, protocol = await loop.create_unix_connection(make_protocol, sock=connection)
+    return protocol
+
+
+def _unix_advice(path: str, error: OSError) -> str:
+    where = f"unix:{path}"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no socket at {path}; is the exporter running, and url right?"
+    if isinstance(error, PermissionError):
+        return (
+            f"no permission to connect to {where}; put exporter_proxy's user into the socket's group "
+            f"(ls -l {path})"
         )
-        return f"TLS handshake with {self._url.backend} failed: {problem}; does it speak https?"
+    if isinstance(error, ConnectionRefusedError):
+        return f"connection refused by {where}: nobody listens there; is the exporter running? (ss -lx)"
+    if isinstance(error, BlockingIOError):
+        return f"connection refused by {where}: its queue is full; is the exporter hung or overloaded?"
+    if error.errno in _NO_DESCRIPTOR:
+        return _no_descriptor_advice(where, error)
+    return f"cannot connect to {where}: {error.strerror or error}"
 
 
 def _literal_addresses(url: UpstreamUrl) -> list[_Address]:

@@ -9,6 +9,7 @@ when nobody takes what was read.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections import deque
 from typing import cast
@@ -16,6 +17,7 @@ from typing import cast
 import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.upstreams.tls import Tls
 
 READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
@@ -24,6 +26,8 @@ MAX_HEAD_BYTES = 64 * 1024
 
 _CLOSE_DELIMITED = sys.maxsize
 _HTTP = b"HTTP/"
+_TLS_ALERT = b"\x15\x03"
+"""What a TLS server says to a plain request: an alert, of whichever version (RFC 8446 section 5.1)."""
 _END_OF_HEAD = b"\r\n\r\n"
 
 Chunk = bytes | memoryview
@@ -43,7 +47,7 @@ class UpstreamConnection(asyncio.Protocol):
     ``headers`` and ``content_length`` describe the response.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, backend: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, backend: str, tls: Tls | None = None) -> None:
         self.closed = False
         self.idle_since = 0.0
         self.status = 0
@@ -51,6 +55,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.content_length: int | None = None
         self._loop = loop
         self._backend = backend
+        self._tls = tls
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -192,10 +197,14 @@ class UpstreamConnection(asyncio.Protocol):
             return ScrapeError(
                 Reason.PROTOCOL, f"{self._backend} closed the connection inside its response headers"
             )
+        if self._tls is not None and isinstance(error, ssl.SSLError):
+            # In TLS 1.3 a client certificate is judged after the handshake (RFC 8446 section 4.4.2.4).
+            return ScrapeError(Reason.CONNECT, self._tls.failure(self._backend, error))
         how = "reset" if error else "closed"
+        guess = self._tls.advice_after_reset if self._tls is not None else ""
         return ScrapeError(
             Reason.CONNECT,
-            f"{self._backend} {how} the connection before it answered; see the exporter's own log",
+            f"{self._backend} {how} the connection before it answered; {guess}see the exporter's own log",
         )
 
     def _truncated(self, how: str) -> ScrapeError:
@@ -253,7 +262,10 @@ class UpstreamConnection(asyncio.Protocol):
             starts_well = self._head_bytes >= len(_HTTP) or _begins_like_http(part, self._head_bytes)
             self._head_bytes += len(part)
             if not starts_well:
-                self._fail_protocol("does not answer in HTTP")
+                is_tls = data.startswith(_TLS_ALERT)
+                self._fail_protocol(
+                    "speaks TLS, use https:// in url" if is_tls else "does not answer in HTTP"
+                )
                 break
             self._feed(part)
             at += len(part)

@@ -8,7 +8,6 @@ proxy from the environment and decodes nothing: the exporter's bytes are the scr
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import cast
@@ -21,13 +20,14 @@ from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.upstreams.connect import Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
 from exporter_proxy.upstreams.messages import ScrapeRequest, ScrapeResponse, raw_headers_of
+from exporter_proxy.upstreams.tls import Tls
 
 KEEP_IDLE_SECONDS = 150.0
 """Longer than the scrape intervals in use, so that a scrape finds its connection open."""
 
 
 class HttpUpstream(httpx.AsyncBaseTransport):
-    """The transport of one exporter, http or https.
+    """The transport of one exporter: http, https or over a unix socket. ``tls`` is for https alone.
 
     Raises ScrapeError from ``handle_async_request`` and from reading the response's stream.
     """
@@ -36,11 +36,12 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         self,
         exporter: Exporter,
         allow_upstreams: tuple[Network, ...] | None,
-        ssl_context: ssl.SSLContext | None,
+        tls: Tls | None,
     ) -> None:
         self.backend = exporter.url.backend
         self._max_response_bytes = exporter.max_response_bytes
-        self._dialer = Dialer(exporter.url, allow_upstreams, ssl_context)
+        self._dialer = Dialer(exporter.url, allow_upstreams, tls)
+        self._tls = tls
         self._idle: list[UpstreamConnection] = []
         self._expiry: asyncio.TimerHandle | None = None
         self._is_retired = False
@@ -105,7 +106,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
     async def _connect(self, request: httpx.Request) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        connection = await self._dialer.connect(lambda: UpstreamConnection(loop, self.backend))
+        connection = await self._dialer.connect(lambda: UpstreamConnection(loop, self.backend, self._tls))
         if isinstance(request, ScrapeRequest):
             request.exchange.connect_seconds = time.monotonic() - started
         return connection

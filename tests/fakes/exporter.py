@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 POLL_SECONDS = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -272,7 +273,7 @@ def respond(
 
 
 class FakeExporter:
-    """The listening exporter, on a port of its own. Ends with its ``with`` block.
+    """The listening exporter, on a port of its own or a unix socket. Ends with its ``with`` block.
 
     ``greeting`` is played on each new connection before anything is read from it.
     """
@@ -282,12 +283,20 @@ class FakeExporter:
         *scripts: Script,
         host: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
+        unix: Path | None = None,
         greeting: Script = (),
     ) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=128)
+        self._unix = unix
         self.host = host
-        self.port: int = self._listener.getsockname()[1]
+        self.port = 0
+        if unix is not None:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(unix))
+            self._listener.listen(128)
+        else:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, 0), family=family, backlog=128)
+            self.port = self._listener.getsockname()[1]
         self._scheme = "http" if tls is None else "https"
         self._tls = tls
         self._greeting = greeting
@@ -311,6 +320,8 @@ class FakeExporter:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def url(self, target: str = "/metrics") -> str:
+        if self._unix is not None:
+            return f"http+unix://{self._unix}:{target}"
         return f"{self._scheme}://{self.authority}{target}"
 
     def play(self, *scripts: Script) -> None:
@@ -356,7 +367,8 @@ class FakeExporter:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._unix is None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock)
             with self._changed:
                 self.connections.append(connection)

@@ -21,10 +21,13 @@ from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS
 from exporter_proxy.config.values import duration, size
 
 GOOD_DIRECTORY = Path(__file__).parents[1] / "testdata" / "config" / "good"
-# Without what names files, which would have to be there.
+# Without the keys whose files would have to be there.
+NEEDS_FILES = re.compile(
+    r"(?m)^ *(?:tls|web_config_file):.*\n(  (cert|key)file.*\n)*"
+    r"|^ *bearer_token_file:.*\n|^ *basic_auth:.*password_file.*\n"
+)
 GOOD = [
-    re.sub(r"(?m)^(tls|web_config_file):.*\n(  (cert|key)file.*\n)*", "", file.read_text(encoding="utf-8"))
-    for file in sorted(GOOD_DIRECTORY.glob("*.yml"))
+    NEEDS_FILES.sub("", file.read_text(encoding="utf-8")) for file in sorted(GOOD_DIRECTORY.glob("*.yml"))
 ]
 
 PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?")
@@ -82,8 +85,12 @@ def check_exporter(exporter: Exporter) -> None:
     assert not exporter.path.startswith("/-/")
     assert not {".", ".."} & set(exporter.path.split("/"))
     url = exporter.url
-    assert url.scheme in ("http", "https")
-    assert 1 <= url.port <= 65535
+    assert url.scheme in ("http", "https", "http+unix")
+    assert (url.scheme == "http+unix") == (url.socket_path is not None) == (url.port == 0)
+    assert 0 <= url.port <= 65535
+    if url.socket_path is not None:
+        assert re.fullmatch(r"/[!-~]{0,106}", url.socket_path)
+        assert url.host == "localhost"
     assert re.fullmatch(r"/[!-~]*", url.target)
     assert "#" not in url.target
     # The way the upstream client sees it: another host there would be a hole in allow_upstreams.
@@ -218,6 +225,8 @@ def test_arbitrary_urls(host: str, port: str, rest: str) -> None:
         "exporters": {
             "a": {"url": f"http://{host}{port}{rest}", "path": f"/a{rest}"},
             "b": {"url": f"http://{host}"},
+            "c": {"url": f"http+unix://{host}{port}{rest}"},
+            "d": {"url": "https://h", "tls": {"server_name": host}},
         }
     }
     load(yaml.safe_dump(structure).encode())
@@ -237,12 +246,55 @@ def test_sizes_mean_what_they_say(number: int, unit: str) -> None:
     assert size("1B", "1024GiB").parse(f"{number}{unit}") == number * {"KiB": 1024, "MiB": 1024 * 1024}[unit]
 
 
+SECRETS = st.text(min_size=1, max_size=20).map(lambda noise: f"S3CR3T{noise}T3RC3S")
+
+
+@fuzz
+@given(
+    st.sampled_from(
+        ["username", "password", "password_file", "bearer_token_file", "key_file", "headers", ""]
+    ),
+    SECRETS,
+    st.sampled_from([lambda secret: secret, lambda secret: [secret], lambda secret: {secret: secret}]),
+)
+def test_a_secret_is_never_shown_wherever_it_was_put(key: str, secret: str, shape: Any) -> None:
+    """With another mistake beside it, so that there is always something to be said."""
+    entry: dict[str, Any] = {
+        "url": "https://h",
+        "timeout": "x",
+        "basic_auth": {"username": "u", "password": "p"},
+    }
+    if key in ("username", "password", "password_file"):
+        entry["basic_auth"][key] = shape(secret)
+    elif key == "key_file":
+        entry["tls"] = {"cert_file": "no-such-file", key: shape(secret)}
+    elif key:
+        entry[key] = shape(secret)
+    else:
+        entry["basic_auth"] = shape(secret)
+    try:
+        parse_config(yaml.safe_dump({"exporters": {"a": entry}}, width=1000).encode(), "config.yml")
+    except ConfigError as error:
+        assert "S3CR3T" not in f"{error} {error!r}"
+        assert "T3RC3S" not in f"{error} {error!r}"
+    else:
+        raise AssertionError("it must not load")
+
+
 @fuzz
 @given(st.text(alphabet=string.ascii_letters + string.digits + "/@:#?%\\ ", min_size=4, max_size=20))
 def test_a_password_in_a_url_is_never_shown(noise: str) -> None:
     secret = f"S3CR3T{noise}T3RC3S"
     url = f"http://user:{secret}@127.0.0.1:9100/metrics"
-    structure = {"listen": url, "exporters": {"a": {"url": url}, "b": url, url: {"url": url, "timeout": url}}}
+    structure = {
+        "listen": url,
+        "exporters": {
+            "a": {"url": url},
+            "b": url,
+            "c": {"url": f"http+unix:///run/{url}"},
+            url: {"url": url, "timeout": url},
+        },
+    }
     try:
         parse_config(yaml.safe_dump(structure, width=1000).encode(), "config.yml")
     except ConfigError as error:

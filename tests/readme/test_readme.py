@@ -77,6 +77,17 @@ def test_transcripts_are_what_happens(section: str, readme_host: Host) -> None:
                 readme_host.run(step)
 
 
+def write_files(directory: Path) -> None:
+    """The files that the configurations name."""
+    authority = trustme.CA()
+    client = authority.issue_cert("prometheus@example.org")
+    authority.cert_pem.write_to_path(directory / "ca.crt")
+    client.cert_chain_pems[0].write_to_path(directory / "client.crt")
+    client.private_key_pem.write_to_path(directory / "client.key")
+    for name in ("node_exporter.password", "redis_exporter.token"):
+        (directory / name).write_text("s3cr3t\n")
+
+
 @pytest.mark.parametrize("block", of_kind("config"), ids=str)
 def test_configurations_pass_check(block: Block, tmp_path: Path) -> None:
     # Not even a warning.
@@ -86,6 +97,7 @@ def test_configurations_pass_check(block: Block, tmp_path: Path) -> None:
 def check(config: str, directory: Path, *flags: str) -> tuple[int, str]:
     """Exit status of ``exporter_proxy check``, and what it complains of."""
     (directory / "config.yml").write_text(config)
+    write_files(directory)
     result = subprocess.run(
         [*MODULE, "check", *flags],
         cwd=directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import trustme
 
 from exporter_proxy.config import Pem, ServerTls, parse_config
+from exporter_proxy.config.credentials import CLIENT_TLS_KEYS
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
 from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, ACCESS_LOG_FORMATS, DEFAULT_ACCESS_LOG_FIELDS
@@ -47,7 +49,19 @@ def tls_files(tmp_path: Path) -> ServerTls:
 
 
 def with_real_files(text: str, tls_files: ServerTls) -> bytes:
-    return text.replace("/etc/exporter_proxy/", f"{Path(str(tls_files.cert)).parent}/").encode()
+    directory = Path(tls_files.cert.file or "").parent
+    for name in re.findall(r"/etc/exporter_proxy/(\S+)", text):
+        if name in ("ca.crt", "client.crt", "client.key"):
+            shutil.copy(directory / f"server{Path(name).suffix}", directory / name)
+        elif not name.startswith(("server.", "web.")):
+            (directory / name).write_text("s3cr3t\n")
+    return text.replace("/etc/exporter_proxy", str(directory)).encode()
+
+
+def without_contradictions(text: str) -> str:
+    """Keys that exclude each other cannot all be in use: a token beside a password, TLS by http."""
+    text = re.sub(r"(?m)^ *bearer_token_file:.*\n", "", text)
+    return text.replace("url: http://", "url: https://")
 
 
 def test_loads_as_it_is_and_means_the_defaults() -> None:
@@ -63,7 +77,9 @@ def test_loads_as_it_is_and_means_the_defaults() -> None:
         ("defaults", DEFAULTS_KEYS),
         ("access_log", ACCESS_LOG_KEYS),
         ("error_log", ERROR_LOG_KEYS),
-        ("node_exporter", EXPORTER_KEYS),
+        ("exporters.node_exporter", EXPORTER_KEYS),
+        ("exporters.node_exporter.basic_auth", ("username", "password_file")),
+        ("exporters.node_exporter.tls", CLIENT_TLS_KEYS),
     ],
 )
 def test_has_every_key_in_its_place_with_a_text_before_it(parent: str, keys: tuple[str, ...]) -> None:
@@ -74,20 +90,31 @@ def test_has_every_key_in_its_place_with_a_text_before_it(parent: str, keys: tup
         if match:
             depth = len(match.group(1)) // 2
             parents[depth:] = [match.group(2)]
-            if (parents[depth - 1] if depth else "") == parent:
+            if ".".join(parents[:depth]) == parent:
                 found.append(match.group(2))
     assert sorted(found) == sorted(keys)
 
 
 @pytest.mark.parametrize("without", EITHER)
 def test_loads_with_every_key_in_use(without: str, tls_files: ServerTls) -> None:
-    config = parse_config(with_real_files(uncommented(without=without), tls_files), "config.yml")
+    config = parse_config(
+        with_real_files(without_contradictions(uncommented(without=without)), tls_files), "config.yml"
+    )
     assert config.server_tls == tls_files
     assert (config.tls is None) == (without == "tls") == (config.web is not None)
     assert config.access_log is not None
     assert config.access_log.fields == DEFAULT_ACCESS_LOG_FIELDS
     assert config.error_log_path == "./error.log"
-    assert config.exporters[0].params == (("module", "http_2xx"), ("debug", "false"))
+    exporter = config.exporters[0]
+    assert exporter.params == (("module", "http_2xx"), ("debug", "false"))
+    assert exporter.basic_auth is not None
+    assert exporter.tls is not None
+    assert exporter.tls.server_name == "node.example.org"
+
+
+def test_loads_with_a_token(tls_files: ServerTls) -> None:
+    text = EXAMPLE.replace("#bearer_token_file", "bearer_token_file")
+    assert parse_config(with_real_files(text, tls_files), "config.yml").exporters[0].bearer_token_file
 
 
 @pytest.mark.parametrize("key", [key for key in TOP_KEYS if key != "exporters"])

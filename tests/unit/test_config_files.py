@@ -26,6 +26,7 @@ from exporter_proxy.config import (
     WebConfig,
     parse_config,
 )
+from exporter_proxy.config.schema import BasicAuth, ClientTls
 
 TESTDATA = Path(__file__).parents[1] / "testdata" / "config"
 BAD = sorted((TESTDATA / "bad").glob("*.yml"))
@@ -33,11 +34,16 @@ BAD = sorted((TESTDATA / "bad").glob("*.yml"))
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with ``server.crt`` and ``server.key``, which belong together."""
+    """A directory with the pairs ``server`` and ``client``, their CA, a password and a token."""
     directory = tmp_path_factory.mktemp("certificates")
-    issued = trustme.CA().issue_cert("localhost")
-    issued.private_key_pem.write_to_path(directory / "server.key")
-    issued.cert_chain_pems[0].write_to_path(directory / "server.crt")
+    authority = trustme.CA()
+    for name in ("server", "client"):
+        issued = authority.issue_cert("localhost")
+        issued.private_key_pem.write_to_path(directory / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(directory / f"{name}.crt")
+    authority.cert_pem.write_to_path(directory / "ca.crt")
+    (directory / "password").write_text("s3cr3t\n")
+    (directory / "token").write_text("s3cr3t\n")
     return directory
 
 
@@ -156,6 +162,15 @@ def test_file_of_the_go_original_loads_unchanged(certificates: Path, monkeypatch
 
 def test_every_key_is_read(certificates: Path) -> None:
     config = load_good("every-key", base_dir=certificates)
+    inherited: dict[str, Any] = {
+        "timeout_seconds": 120.0,
+        "timeout_offset_seconds": 0.0003,
+        "max_response_bytes": 10_000_000,
+        "max_concurrent": 1,
+        "verify": True,
+        "share_for_seconds": 5.0,
+        "share_max_bytes": 1_000_000,
+    }
     assert config == Config(
         source="config.yml",
         sha256=config.sha256,
@@ -190,13 +205,7 @@ def test_every_key_is_read(certificates: Path) -> None:
             exporter(
                 "inherits",
                 url=UpstreamUrl("http", "exporter.example.org", 80, "/?x=1"),
-                timeout_seconds=120.0,
-                timeout_offset_seconds=0.0003,
-                max_response_bytes=10_000_000,
-                max_concurrent=1,
-                verify=True,
-                share_for_seconds=5.0,
-                share_max_bytes=1_000_000,
+                **inherited,
             ),
             exporter(
                 "sets",
@@ -228,6 +237,25 @@ def test_every_key_is_read(certificates: Path) -> None:
                 insecure_skip_verify=True,
                 content_type="text/plain; version=0.0.4; charset=utf-8",
             ),
+            exporter(
+                "named",
+                url=UpstreamUrl("https", "exporter.example.org", 443, "/metrics"),
+                basic_auth=BasicAuth("prometheus", None, str(certificates / "password")),
+                tls=ClientTls(
+                    ca_file=str(certificates / "ca.crt"),
+                    cert_file=str(certificates / "client.crt"),
+                    key_file=str(certificates / "client.key"),
+                    server_name="node.example.org",
+                ),
+                **inherited,
+            ),
+            exporter(
+                "inline",
+                url=UpstreamUrl("http+unix", "localhost", 0, "/metrics?a=b:c", "/run/x.sock"),
+                basic_auth=BasicAuth("\u00fcser", 's3cr3t: "p\\u00e4ss"', None),
+                **inherited,
+            ),
+            exporter("token", bearer_token_file=str(certificates / "token"), **inherited),
         ),
         access_log=AccessLog("json", str(certificates / "access.log"), ("exporter", "user_agent")),
         error_log_path=str(certificates / "error.log"),

@@ -12,6 +12,7 @@ from exporter_proxy.config.addresses import (
     EXPORTER_PATH,
     LISTEN_ADDRESS,
     ROUTE_PREFIX,
+    SERVER_NAME,
     UPSTREAM_URL,
 )
 from exporter_proxy.config.problems import quoted, visible
@@ -140,6 +141,48 @@ def test_urls(text: str, authority: str, target: str) -> None:
     url = UPSTREAM_URL.parse(text)
     assert (url.authority, url.target) == (authority, target)
     assert httpx.URL(f"{url.scheme}://{url.authority}/").host == url.host
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "target"),
+    [
+        ("http+unix:///run/x.sock:/metrics", "/run/x.sock", "/metrics"),
+        ("HTTP+UNIX:///x:/", "/x", "/"),
+        ("http+unix:////run/../x;y=[z].sock:/a:b?c=:/d", "//run/../x;y=[z].sock", "/a:b?c=:/d"),
+        ("http+unix:///" + "a" * 106 + ":/", "/" + "a" * 106, "/"),
+    ],
+)
+def test_unix_urls(text: str, path: str, target: str) -> None:
+    url = UPSTREAM_URL.parse(text)
+    assert (url.socket_path, url.target, url.authority, url.backend) == (
+        path,
+        target,
+        "localhost",
+        f"unix:{path}",
+    )
+    assert str(url) == f"http+unix://{path}:{target}"
+    assert UPSTREAM_URL.parse(str(url)) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("vm1.example.org", "vm1.example.org"),
+        ("vm1.example.org.", "vm1.example.org"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_server_names(text: str, name: str) -> None:
+    assert SERVER_NAME.parse(text) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a..b", "127.0.0.256", "[::1]", "::1%eth0", "a:443", "*.example.org"]
+)
+def test_bad_server_names(text: str) -> None:
+    with pytest.raises(BadValue):
+        SERVER_NAME.parse(text)
 
 
 @pytest.mark.parametrize(

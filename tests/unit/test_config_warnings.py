@@ -53,6 +53,7 @@ def test_allow_clients_silences_it(clients: str) -> None:
         ("http://10.0.0.7:9100/metrics", "10.0.0.7:9100"),
         ("http://[2001:db8::1]/metrics", "[2001:db8::1]:80"),
         ("http://node_exporter:9100/metrics", "node_exporter:9100"),
+        ("http+unix:///run/x.sock:/metrics", None),
     ],
 )
 def test_exporter_off_this_host(url: str, backend: str | None) -> None:
@@ -72,12 +73,14 @@ listen: "127.0.0.1:0"
 exporters:
   tls: {url: "https://127.0.0.1:9443/metrics", insecure_skip_verify: true}
   plain: {url: "http://127.0.0.1:9100/metrics", insecure_skip_verify: true}
+  unix: {url: "http+unix:///run/x.sock:/metrics", insecure_skip_verify: true}
   checked: {url: "https://127.0.0.1:9444/metrics"}
 """
     assert warnings_for(text) == [
         "exporter tls: the certificate of 127.0.0.1:9443 is not checked, anyone can pose as it: give it one "
         "that this host trusts and remove insecure_skip_verify",
         "exporter plain: insecure_skip_verify does nothing for an http URL, remove it",
+        "exporter unix: insecure_skip_verify does nothing for an http+unix URL, remove it",
     ]
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 import trustme
 
 from exporter_proxy.config import Network, UpstreamUrl
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.upstreams import connect
 from exporter_proxy.upstreams.connect import ATTEMPT_DELAY_SECONDS, Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
+from exporter_proxy.upstreams.tls import Tls
 from tests.fakes.origin import Origin, Visit, hang, unanswering
 from tests.fakes.ports import refusing_port
 from tests.inprocess import LOOPS, open_descriptors, run, until
@@ -40,7 +44,8 @@ async def dial(
     """The address that was connected to and the seconds it took; the connection is closed again."""
     loop = asyncio.get_running_loop()
     started = time.monotonic()
-    connection = await Dialer(where, allowed, tls).connect(lambda: UpstreamConnection(loop, where.backend))
+    dialer = Dialer(where, allowed, Tls(tls, where.host) if tls is not None else None)
+    connection = await dialer.connect(lambda: UpstreamConnection(loop, where.backend))
     took = time.monotonic() - started
     peer: str = connection._transport.get_extra_info("peername")[0]
     connection.abort()
@@ -191,6 +196,46 @@ def test_a_name_that_does_not_resolve(loop: str) -> None:
     assert "getent hosts nowhere.test" in message
 
 
+# Unix sockets
+
+
+@pytest.fixture
+def locked_socket(tmp_path: Path) -> Iterator[Path]:
+    """A socket that the test may not connect to; root may to all, so root becomes nobody for a while."""
+    path = tmp_path / "x.sock"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0)
+        if os.geteuid() != 0:
+            yield path
+            return
+        os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            os.seteuid(0)
+
+
+@LOOP
+def test_a_socket_without_permission(loop: str, locked_socket: Path) -> None:
+    where = UpstreamUrl("http+unix", "localhost", 0, "/metrics", str(locked_socket))
+    message = run(lambda: refused(where), loop)
+    assert message.startswith(f"no permission to connect to {where.backend}; put exporter_proxy's user into")
+
+
+@LOOP
+def test_a_socket_that_refuses_leaves_no_descriptor(loop: str, tmp_path: Path) -> None:
+    where = UpstreamUrl("http+unix", "localhost", 0, "/metrics", str(tmp_path / "x.sock"))
+
+    async def scenario() -> None:
+        before = open_descriptors()
+        assert (await refused(where)).startswith(f"there is no socket at {where.socket_path}")
+        assert open_descriptors() == before
+
+    run(scenario, loop)
+
+
 # TLS
 
 
@@ -220,10 +265,10 @@ def test_tls_checks_the_name_and_the_issuer(loop: str, authority: trustme.CA) ->
             assert (await dial(where, tls=client_context(authority)))[0] == "127.0.0.1"
             message = await refused(where, tls=client_context(None))
             assert message.startswith(f"the certificate of {where.backend} is not accepted: ")
+            assert message.endswith("set tls.ca_file to the CA that issued it")
         async with Origin(hang, tls=certificate(authority, "other.test")) as origin:
             message = await refused(url("127.0.0.1", origin.port, "https"), tls=client_context(authority))
-            assert "mismatch" in message
-            assert "insecure_skip_verify" in message
+            assert message.endswith("it is not for 127.0.0.1; set tls.server_name to a name that it is for")
 
     run(scenario, loop)
 
@@ -251,11 +296,30 @@ async def reset(visit: Visit) -> None:
 
 
 @LOOP
-@pytest.mark.parametrize("what", [answer_in_plain_http, close, reset])
+@pytest.mark.parametrize("what", [close, reset])
 def test_a_handshake_that_fails(loop: str, what: Callable[[Visit], Awaitable[None]]) -> None:
     message = run(lambda: refused_after(what), loop)
     assert message.startswith("TLS handshake with 127.0.0.1:")
     assert message.endswith("does it speak https?")
+
+
+@LOOP
+def test_a_handshake_that_is_answered_in_plain_http(loop: str) -> None:
+    message = run(lambda: refused_after(answer_in_plain_http), loop)
+    assert message.endswith(" does not speak TLS; is it an http exporter? use http:// in url")
+
+
+@LOOP
+def test_a_handshake_that_takes_too_long(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "HANDSHAKE_SECONDS", 0.1)
+
+    async def scenario() -> str:
+        async with Origin(hang) as origin:
+            return await refused(url("127.0.0.1", origin.port, "https"), tls=client_context(None))
+
+    message = run(scenario, loop)
+    assert message.startswith("TLS handshake with 127.0.0.1:")
+    assert "not complete after" in message
 
 
 @LOOP

@@ -16,6 +16,7 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.upstreams import ScrapeRequest, make_upstream
 from exporter_proxy.upstreams import http as upstream_http
+from exporter_proxy.upstreams.credentials import Credentials
 from exporter_proxy.upstreams.http import HttpUpstream
 from tests.fakes.origin import Answer, Origin, Visit, chunked, response, say, say_and_close
 from tests.inprocess import LOOPS, run, until
@@ -31,7 +32,7 @@ def exporter_at(url: str, **options: str) -> Exporter:
 @contextlib.asynccontextmanager
 async def upstream_of(*answers: Answer, **options: str) -> AsyncIterator[tuple[HttpUpstream, Origin]]:
     async with Origin(*answers) as origin:
-        upstream = make_upstream(exporter_at(origin.url(), **options), None)
+        upstream = make_upstream(exporter_at(origin.url(), **options), None, Credentials())
         assert isinstance(upstream, HttpUpstream)
         try:
             yield upstream, origin

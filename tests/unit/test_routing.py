@@ -12,6 +12,7 @@ from exporter_proxy.config import Config, Exporter, Network, parse_config
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.scrape.routing import Route, RouteTable, build_routes
 from exporter_proxy.upstreams import make_upstream
+from exporter_proxy.upstreams.credentials import Credentials
 
 URL = "http://127.0.0.1:9100/metrics"
 
@@ -204,9 +205,11 @@ def test_what_concerns_every_route_changes_every_route(top: dict[str, Any]) -> N
 def test_each_transport_is_made_for_its_exporter() -> None:
     asked: list[tuple[Exporter, tuple[Network, ...] | None]] = []
 
-    def make(exporter: Exporter, allowed: tuple[Network, ...] | None) -> httpx.AsyncBaseTransport:
+    def make(
+        exporter: Exporter, allowed: tuple[Network, ...] | None, credentials: Credentials
+    ) -> httpx.AsyncBaseTransport:
         asked.append((exporter, allowed))
-        return make_upstream(exporter, allowed)
+        return make_upstream(exporter, allowed, credentials)
 
     made = config({"a": {}, "b": {}}, allow_upstreams=["127.0.0.0/8"])
     build_routes(made, make)
