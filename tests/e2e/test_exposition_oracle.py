@@ -1,10 +1,10 @@
 """The oracle: a real Prometheus judges some hundred pages, and the verifier must agree.
 
 What Prometheus takes in must never be found malformed, and what it cannot parse should be.
-The pages: the tables of the unit tests, what every exporter that Debian packages and
-Prometheus itself have to say, the same with mistakes made in it, and generated ones. One
-small server has them all, each at a path of its own that is a target of its own; the
-verdict is the target's ``lastError``.
+The pages: the tables of the unit tests, what some of Debian's exporters (for all see
+``test_debian_exporters.py``) and Prometheus itself have to say, the same with mistakes made
+in it, and generated ones. One small server has them all, each at a path of its own that is
+a target of its own; the verdict is the target's ``lastError``.
 
 Prometheus 2.42 is older than names in quotes: the tables mark what only a version 3 takes.
 """
