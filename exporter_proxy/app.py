@@ -1,8 +1,8 @@
 """The pipeline: every request passes these checks, in this order, top to bottom.
 
-address -> route -> method -> parameters -> deadline -> slot -> exporter -> relay -> record.
-The connection's own limits (header size and time, how many connections) stand before it, in
-``front/``. This order is the security argument; nothing else answers a request.
+address -> rate limit -> credentials -> route -> method -> parameters -> deadline -> slot -> exporter
+-> relay -> record. The connection's own limits (header size and time, how many connections) stand
+before it, in ``front/``. This order is the security argument; nothing else answers a request.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from exporter_proxy.access import Address, is_allowed
-from exporter_proxy.front.answers import error_body, error_headers
+from exporter_proxy.front.answers import denial_headers, error_body, error_headers
+from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.cycle import ResponseAborted, ScraperGone
 from exporter_proxy.observe.exchange import Exchange
-from exporter_proxy.pages import find_page
+from exporter_proxy.pages import find_page, needs_credentials
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason, ScrapeError
 from exporter_proxy.scrape.ask import Question
@@ -45,6 +46,9 @@ class App:
         route: Route | None = None
         try:
             check_address(scope, running)
+            if running.guard is not None:
+                running.guard.check_rate()
+                await check_credentials(running.guard, scope, running)
             route = running.routes.find(exchange.path)
             if route is None:
                 await self._page(scope, receive, send, running)
@@ -143,6 +147,14 @@ def check_address(scope: Scope, running: Running) -> None:
         raise Denied(Reason.FORBIDDEN, f"{address} may not scrape here (allow_clients)")
 
 
+async def check_credentials(guard: Guard, scope: Scope, running: Running) -> None:
+    """Everywhere but at the probes' paths; before routing, so that strangers learn of no path."""
+    if needs_credentials(scope["path"], running.config.route_prefix):
+        hashing = guard.check_credentials(scope["headers"])
+        if hashing is not None:
+            await hashing
+
+
 def check_route_address(address: Address | None, route: Route) -> None:
     """The exporter's own list narrows the global one."""
     if not is_allowed(address, route.exporter.allow_clients):
@@ -206,9 +218,7 @@ async def _send_denial(denied: Denied, exchange: Exchange, send: Send) -> None:
     exchange.reason = denied.reason
     exchange.message = denied.message
     body = error_body(denied.message)
-    await _send_all(
-        denied.status, error_headers(denied.reason, len(body), denied.allow), body, exchange, send
-    )
+    await _send_all(denied.status, denial_headers(denied, len(body)), body, exchange, send)
 
 
 async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> None:
@@ -219,7 +229,8 @@ async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> Non
     if exchange.status:
         raise ResponseAborted
     excerpt = f": {error.excerpt}" if error.excerpt else ""
-    body = error_body(f"{exchange.exporter}: {error.message}{excerpt}")
+    name = f"{exchange.exporter}: " if exchange.exporter else ""
+    body = error_body(f"{name}{error.message}{excerpt}")
     await _send_all(error.status, error_headers(error.reason, len(body)), body, exchange, send)
 
 

@@ -52,6 +52,7 @@ class Daemon:
     """One running daemon. ``load`` gives the configuration anew for each reload."""
 
     def __init__(self, config: Config, load: LoadConfig, options: ServeOptions) -> None:
+        """Raises ConfigError and StartError."""
         self._log = DaemonLog(
             open_log(config.error_log_path or STDERR), options.log_level, options.log_format
         )

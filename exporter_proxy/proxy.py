@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from exporter_proxy.config.schema import Config
+from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.accesslog import AccessLogFormatter
 from exporter_proxy.observe.daemonlog import DaemonLog
@@ -33,6 +34,8 @@ class Running:
     access_log: AccessLogInForce
     tls: ssl.SSLContext | None = None
     """For handshakes with scrapers; ``None``: plain HTTP is spoken."""
+    guard: Guard | None = None
+    """``None``: no rate limit, and nobody needs credentials."""
 
 
 @dataclass(slots=True)

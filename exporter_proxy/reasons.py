@@ -16,6 +16,8 @@ class Reason(StrEnum):
     NOT_FOUND = "not_found"
     METHOD = "method"
     FORBIDDEN = "forbidden"
+    UNAUTHORIZED = "unauthorized"
+    RATE_LIMITED = "rate_limited"
     BAD_REQUEST = "bad_request"
     PARAM = "param"
     CONNECTION_LIMIT = "connection_limit"
@@ -40,11 +42,15 @@ DENIAL_STATUS: dict[Reason, int] = {
     Reason.NOT_FOUND: 404,
     Reason.METHOD: 405,
     Reason.FORBIDDEN: 403,
+    Reason.UNAUTHORIZED: 401,
+    Reason.RATE_LIMITED: 429,
     Reason.BAD_REQUEST: 400,
     Reason.PARAM: 403,
     Reason.CONNECTION_LIMIT: 503,
     Reason.HEADER_TIMEOUT: 408,
     Reason.DRAINING: 503,
+    # Left while its password was hashed, or in the middle of a page; see below.
+    Reason.CLIENT_GONE: 499,
 }
 
 # A scrape that was begun and failed: ``exporter_proxy_scrape_errors_total``.
@@ -66,6 +72,7 @@ SCRAPE_ERROR_STATUS: dict[Reason, int] = {
     Reason.CLIENT_GONE: 499,
 }
 
+# Those that say it always; how long a 429 asks to wait depends on the limit, see ``Denied.headers``.
 RETRY_AFTER_SECONDS: dict[Reason, int] = {
     Reason.CONNECTION_LIMIT: 1,
     Reason.SATURATED: 1,
@@ -78,17 +85,24 @@ class Denied(Exception):
 
     ``message`` is the one line a person with curl reads; it says what to do.
     ``status`` differs from the table only for 431 (request headers too large); ``allow`` is
-    the Allow header of a 405 (RFC 9110 section 15.5.6).
+    the Allow header of a 405 (RFC 9110 section 15.5.6). ``headers`` are further lines of the
+    answer: WWW-Authenticate, Retry-After.
     """
 
     def __init__(
-        self, reason: Reason, message: str, status: int | None = None, allow: str = "GET, HEAD"
+        self,
+        reason: Reason,
+        message: str,
+        status: int | None = None,
+        allow: str = "GET, HEAD",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.status = status if status is not None else DENIAL_STATUS[reason]
         self.allow = allow
+        self.headers = headers
 
 
 class ScrapeError(Exception):

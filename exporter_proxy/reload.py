@@ -18,6 +18,7 @@ import httpx
 
 from exporter_proxy.config import Config, ConfigError, config_warnings
 from exporter_proxy.config.files import refreshed, stamps, watched_files
+from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.tls import server_context
 from exporter_proxy.observe.accesslog import access_log_formatter
 from exporter_proxy.observe.daemonlog import DaemonLog
@@ -42,9 +43,10 @@ class StartError(Exception):
 def build_running(config: Config, log: DaemonLog, previous: Running | None = None) -> Running:
     """Everything that ``config`` needs at run time. Raises ConfigError and StartError."""
     tls = _tls_context(config)
+    guard = Guard.of(config, previous.guard if previous is not None else None)
     routes = build_routes(config, make_upstream, previous.routes if previous is not None else None)
     access_log = _open_access_log(config, log, previous.access_log if previous is not None else None)
-    return Running(config, routes, access_log, tls)
+    return Running(config, routes, access_log, tls, guard)
 
 
 class Reloader:

@@ -66,6 +66,8 @@ class Daemon:
         """Standard error, line by line."""
         self.output_lines: list[str] = []
         """Standard output: the access log, where one without a path is configured."""
+        self.credentials: tuple[tuple[str, str], ...] = ()
+        """Headers to ask for its own metrics with, where it wants to see some."""
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="exporter_proxy-")
@@ -157,7 +159,7 @@ class Daemon:
 
     def metrics(self, **options: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """Its own metrics: name and label set to value."""
-        page = self.get("/metrics", **options).expect_ok().body.decode()
+        page = self.get("/metrics", *self.credentials, **options).expect_ok().body.decode()
         samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 

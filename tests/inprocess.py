@@ -22,6 +22,7 @@ import yaml
 
 from exporter_proxy.app import App
 from exporter_proxy.config import Config, ListenAddress, parse_config
+from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.listener import Listener, bind
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.daemonlog import DaemonLog
@@ -132,7 +133,8 @@ class Parts:
 
     def __init__(self, config: Config, log: DaemonLog) -> None:
         self.config = config
-        self.proxy = Proxy(Running(config, build_routes(config, make_upstream), None), log, False)
+        running = Running(config, build_routes(config, make_upstream), None, guard=Guard.of(config))
+        self.proxy = Proxy(running, log, False)
         self.app = App(self.proxy)
         self.front = FrontState(
             asyncio.get_running_loop(),

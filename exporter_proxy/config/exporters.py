@@ -110,6 +110,20 @@ def read_exporters(top: Section, base_dir: str) -> tuple[Exporter, ...]:
     return tuple(exporters)
 
 
+def report_passed_credentials(top: Section, exporters: tuple[Exporter, ...]) -> None:
+    """A problem for each exporter that would see what scrapers show to this daemon itself."""
+    section = top.section("exporters", None)
+    for exporter in exporters:
+        if section is not None and "authorization" in exporter.pass_headers:
+            entry = section.section(exporter.name, None)
+            if entry is not None:
+                entry.report(
+                    "pass_headers",
+                    "Authorization carries the credentials for this daemon (basic_auth_users or "
+                    "bearer_tokens_file), which no exporter may see: set the exporter's own under headers",
+                )
+
+
 def _url_line() -> str:
     return f'a line such as "url: {URL_EXAMPLE}"'
 

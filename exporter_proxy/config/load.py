@@ -17,7 +17,7 @@ import yaml
 
 from exporter_proxy.config.addresses import LISTEN_ADDRESS, ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
-from exporter_proxy.config.exporters import read_exporters
+from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
 from exporter_proxy.config.positions import Document, found, is_null
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
 from exporter_proxy.config.schema import (
@@ -34,6 +34,7 @@ from exporter_proxy.config.schema import (
 )
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.source import read_file
+from exporter_proxy.config.tokens import read_tokens
 from exporter_proxy.config.values import (
     FILE_PATH,
     NETWORK,
@@ -60,6 +61,7 @@ TOP_KEYS = (
     "max_connections",
     "tls",
     "web_config_file",
+    "bearer_tokens_file",
     "allow_clients",
     "allow_upstreams",
     "defaults",
@@ -193,13 +195,15 @@ def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | No
         max_connections=top.get("max_connections", CONNECTIONS, 512),
         tls=_read_tls(top, base_dir),
         web=web_file.config,
-        bearer_tokens_file=None,
+        bearer_tokens_file=_read_tokens_file(top, base_dir),
         allow_clients=top.get_list("allow_clients", NETWORK, None),
         allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
         exporters=read_exporters(top, base_dir),
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
     )
+    if config.bearer_tokens_file is not None or (config.web is not None and config.web.basic_auth_users):
+        report_passed_credentials(top, config.exporters)
     if document.problems or web_file.problems:
         raise ConfigError([*in_file_order(document.problems), *web_file.problems])
     return config
@@ -261,6 +265,19 @@ def _read_web_config_file(top: Section, base_dir: str) -> _WebFile:
         top.report("web_config_file", f"{quoted(given)}: {wrong}")
         return _WebFile()
     return _WebFile.read(path)
+
+
+def _read_tokens_file(top: Section, base_dir: str) -> str | None:
+    given = top.get("bearer_tokens_file", FILE_PATH, None)
+    if given is None:
+        return None
+    path = os.path.join(base_dir, given)  # noqa: PTH118 - as above
+    try:
+        read_tokens(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            top.report("bearer_tokens_file", str(problem))
+    return path
 
 
 def _read_access_log(top: Section, base_dir: str) -> AccessLog | None:

@@ -34,8 +34,17 @@ class AddedHeaders:
         return [pair for pair in headers if pair[0].lower() not in self.names]
 
 
-def error_headers(reason: Reason, body_length: int, allow: str = "") -> Headers:
-    """The headers of an error, with what its status asks for (RFC 9110 section 15)."""
+def denial_headers(denied: Denied, body_length: int) -> Headers:
+    """The headers of a refusal, with what its status asks for (RFC 9110 section 15)."""
+    headers = error_headers(denied.reason, body_length)
+    if denied.reason is Reason.METHOD:
+        headers.append((b"Allow", denied.allow.encode()))
+    headers.extend(denied.headers)
+    return headers
+
+
+def error_headers(reason: Reason, body_length: int) -> Headers:
+    """What the headers of every error have."""
     headers = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % body_length),
@@ -44,8 +53,6 @@ def error_headers(reason: Reason, body_length: int, allow: str = "") -> Headers:
     ]
     if reason in RETRY_AFTER_SECONDS:
         headers.append((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS[reason]))
-    if reason is Reason.METHOD:
-        headers.append((b"Allow", allow.encode()))
     return headers
 
 
@@ -58,7 +65,7 @@ def closing_response(denied: Denied, added: AddedHeaders | None) -> bytes:
     """A whole response that refuses and announces the close."""
     body = error_body(denied.message)
     parts = [STATUS_LINE[denied.status]]
-    headers = error_headers(denied.reason, len(body), denied.allow)
+    headers = denial_headers(denied, len(body))
     if added is not None:
         headers = added.others(headers)
         parts.append(added.wire)

@@ -21,13 +21,15 @@ class Page:
 
     answer: Answer
     methods: tuple[str, ...] = ("GET", "HEAD")
+    needs_credentials: bool = True
+    """Where any are configured. Kubernetes' probes have none to send."""
 
 
 PAGES: dict[str, Page] = {
     "/": Page(landing),
     "/metrics": Page(own_metrics),
-    "/-/healthy": Page(healthy),
-    "/-/ready": Page(ready),
+    "/-/healthy": Page(healthy, needs_credentials=False),
+    "/-/ready": Page(ready, needs_credentials=False),
     "/-/reload": Page(reload, ("POST", "PUT")),
     "/-/exporters": Page(exporters_json),
 }
@@ -36,3 +38,9 @@ PAGES: dict[str, Page] = {
 def find_page(path: str, route_prefix: str) -> Page | None:
     """The page at ``path``, which has to begin with the prefix where there is one."""
     return PAGES.get(path[len(route_prefix) :]) if path.startswith(route_prefix) else None
+
+
+def needs_credentials(path: str, route_prefix: str) -> bool:
+    """Whether ``path``, be there something or not, is for those with credentials alone."""
+    page = find_page(path, route_prefix)
+    return page is None or page.needs_credentials

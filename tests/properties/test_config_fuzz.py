@@ -24,7 +24,7 @@ GOOD_DIRECTORY = Path(__file__).parents[1] / "testdata" / "config" / "good"
 # Without the keys whose files would have to be there.
 NEEDS_FILES = re.compile(
     r"(?m)^ *(?:tls|web_config_file):.*\n(  (cert|key)file.*\n)*"
-    r"|^ *bearer_token_file:.*\n|^ *basic_auth:.*password_file.*\n"
+    r"|^ *bearer_tokens?_file:.*\n|^ *basic_auth:.*password_file.*\n"
 )
 GOOD = [
     NEEDS_FILES.sub("", file.read_text(encoding="utf-8")) for file in sorted(GOOD_DIRECTORY.glob("*.yml"))

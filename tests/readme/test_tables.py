@@ -109,8 +109,9 @@ def test_the_status_table_has_every_reason_with_its_status() -> None:
     assert all(row[2] for row in rows)
 
 
-def test_every_503_has_a_retry_after_and_nothing_else_has() -> None:
-    assert "Every 503 has a `Retry-After`" in " ".join(README.split())
+def test_every_503_has_a_retry_after_that_is_always_the_same() -> None:
+    """That of a 429 depends on the limit."""
+    assert "Every 503 and 429 has a `Retry-After`" in " ".join(README.split())
     statuses = {**DENIAL_STATUS, **SCRAPE_ERROR_STATUS}
     assert {reason for reason, status in statuses.items() if status == 503} == set(RETRY_AFTER_SECONDS)
 

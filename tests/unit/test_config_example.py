@@ -45,6 +45,7 @@ def tls_files(tmp_path: Path) -> ServerTls:
     issued.private_key_pem.write_to_path(tmp_path / "server.key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
+    (tmp_path / "tokens").write_text("a-token\n")
     return ServerTls(Pem(file=str(tmp_path / "server.crt")), Pem(file=str(tmp_path / "server.key")))
 
 

@@ -46,6 +46,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "httptools": ("front", "upstreams"),
     "prometheus_client": ("observe.metrics", "demo"),
     "yaml": ("config",),
+    "bcrypt": ("front.passwords",),
 }
 DYNAMIC_IMPORTS = frozenset({"__import__", "import_module"})
 
