@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,31 @@ def expect_accounted(daemon: Daemon, status: int, reason: str, *, denied: bool) 
 
 
 # -- rows that need more than one request and one script
+
+
+def test_status_unauthorized(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("a-token\n")
+    with proxied(bearer_tokens_file=str(tmp_path / "tokens"), access_log=LOGGED) as (daemon, exporter):
+        daemon.credentials = (("Authorization", "Bearer a-token"),)
+        reply = daemon.exchange(SCRAPE).expect_refusal(401, "unauthorized")
+        assert "bearer_tokens_file" in reply.body.decode()
+        assert reply.header("www-authenticate") == 'Bearer realm="exporter_proxy"'
+        expect_accounted(daemon, 401, "unauthorized", denied=True)
+        assert exporter.requests == []
+
+
+def test_status_rate_limited(tmp_path: Path) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text("rate_limit: {interval: 1h, burst: 1}")
+    with proxied(web_config_file=str(web), access_log=LOGGED) as (daemon, exporter):
+        daemon.get("/-/ready").expect_ok()
+        reply = daemon.exchange(SCRAPE).expect_refusal(429, "rate_limited")
+        assert "rate_limit" in reply.body.decode()
+        assert 3590 <= int(reply.header("retry-after") or 0) <= 3600
+        web.write_text("")
+        assert "config reloaded" in daemon.reload()
+        expect_accounted(daemon, 429, "rate_limited", denied=True)
+        assert exporter.requests == []
 
 
 def test_status_refused_connection() -> None:
