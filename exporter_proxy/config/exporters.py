@@ -61,6 +61,11 @@ SHARE_FOR = duration("1h", zero=True)
 SHARE_MAX_BYTES = size("1B", "1GiB")
 CONCURRENT = whole_number(1, 1_000_000)
 
+PASSED_CREDENTIALS = (
+    "Authorization carries the credentials for this daemon (basic_auth_users or bearer_tokens_file), "
+    "which no exporter may see: set the exporter's own under headers"
+)
+
 URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
 
 
@@ -117,11 +122,7 @@ def report_passed_credentials(top: Section, exporters: tuple[Exporter, ...]) -> 
         if section is not None and "authorization" in exporter.pass_headers:
             entry = section.section(exporter.name, None)
             if entry is not None:
-                entry.report(
-                    "pass_headers",
-                    "Authorization carries the credentials for this daemon (basic_auth_users or "
-                    "bearer_tokens_file), which no exporter may see: set the exporter's own under headers",
-                )
+                entry.report("pass_headers", PASSED_CREDENTIALS)
 
 
 def _url_line() -> str:

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Iterable
 from hashlib import blake2b
 from hmac import compare_digest
 
+from exporter_proxy.config.exporters import PASSED_CREDENTIALS
+from exporter_proxy.config.problems import ConfigError, Problem
 from exporter_proxy.config.schema import Config, RateLimit
 from exporter_proxy.config.tokens import read_tokens
 from exporter_proxy.front.passwords import CHECK_SECONDS, Login, Passwords
@@ -107,6 +109,8 @@ class Guard:
             passwords = Passwords(users)
         if bucket is None and passwords is None and tokens is None:
             return None
+        if passwords is not None or tokens is not None:
+            _refuse_passing_on(config)
         return cls(bucket, passwords, tokens)
 
     def check_rate(self) -> None:
@@ -152,6 +156,20 @@ class Guard:
     def _unauthorized(self) -> Denied:
         """The same whatever was wrong: a guesser learns nothing from it."""
         return Denied(Reason.UNAUTHORIZED, self._unauthorized_text, headers=self._challenges)
+
+
+def _refuse_passing_on(config: Config) -> None:
+    """Raises ConfigError where an exporter would see credentials.
+
+    The configuration was checked for it, but users may have come since, in a file of their own.
+    """
+    problems = [
+        Problem(config.source, None, None, f"exporters.{exporter.name}.pass_headers", PASSED_CREDENTIALS)
+        for exporter in config.exporters
+        if "authorization" in exporter.pass_headers
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _authorization(headers: Headers) -> tuple[bytes, bytes]:

@@ -153,6 +153,14 @@ def test_a_tokens_file_that_went_bad_is_a_config_error(tokens: Path) -> None:
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_users_that_come_later_are_refused_where_an_exporter_would_see_their_passwords(tokens: Path) -> None:
+    passing = (replace(BASE.exporters[0], pass_headers=("authorization",)),)
+    for made_from in (config(users=USERS), config(tokens)):
+        with pytest.raises(ConfigError, match=r"^config.yml: exporters.a.pass_headers: Authorization "):
+            Guard.of(replace(made_from, exporters=passing))
+    assert Guard.of(replace(config(limit=RateLimit(1.0, 1)), exporters=passing)) is not None
+
+
 # -- credentials
 
 GOOD: list[Pair] = [
