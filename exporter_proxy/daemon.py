@@ -7,11 +7,9 @@ handled and would not let a second one end the waiting.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +17,10 @@ from dataclasses import dataclass
 
 from exporter_proxy import __version__
 from exporter_proxy.app import App
-from exporter_proxy.config import Config, ListenAddress, config_warnings
-from exporter_proxy.front.listener import Listener, bind
+from exporter_proxy.config import Config, config_warnings
+from exporter_proxy.front.drain import drain
+from exporter_proxy.front.listener import Listener
+from exporter_proxy.front.sockets import Bound, ListenError, bind_all, unused_systemd_sockets
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.daemonlog import DaemonLog, capture_library_logs
 from exporter_proxy.proxy import Proxy
@@ -34,9 +34,9 @@ from exporter_proxy.reload import (
     described,
     open_log,
 )
+from exporter_proxy.systemd import Notifier
 
 LAG_SAMPLES = 15
-FLUSH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class Daemon:
             open_log(config.error_log_path or STDERR), options.log_level, options.log_format
         )
         self.proxy = Proxy(build_running(config, self._log), self._log, options.is_lifecycle_enabled)
-        self._reloader = Reloader(self.proxy, load, self._log)
+        self._systemd = Notifier(lambda problem: self._log.warning("cannot notify systemd", error=problem))
+        self._reloader = Reloader(self.proxy, load, self._log, self._systemd)
         self.proxy.reload = self._reloader.reload
         self._listeners: list[Listener] = []
         self._stop_requested = asyncio.Event()
@@ -72,7 +73,8 @@ class Daemon:
         front = FrontState(loop, App(self.proxy), self.proxy.record, FrontLimits.of(config), self._log)  # type: ignore[arg-type]
         front.ssl_context = self.proxy.running.tls
         self.proxy.front = front
-        self._listeners = [Listener(sock, front) for sock in _bind_all(config)]
+        self._listeners = [Listener(bound, front) for bound in _bind_all(config)]
+        front.passed_addresses = [one.bound.address for one in self._listeners if one.bound.is_passed]
         for number, action in (
             (signal.SIGTERM, self._on_stop_signal),
             (signal.SIGINT, self._on_stop_signal),
@@ -89,11 +91,13 @@ class Daemon:
         self._announce(config)
         if when_listening is not None:
             when_listening(config, [listener.address for listener in self._listeners])
+        self._systemd.ready(self._status)
         await self._stop_requested.wait()
         await self._drain()
         measuring.cancel()
         watching.cancel()
         await close_all([route.transport for route in self.proxy.running.routes.routes])
+        self._systemd.close()
         self._log.info("stopped")
 
     def close_logs(self) -> None:
@@ -104,10 +108,26 @@ class Daemon:
         self._log.writer.close()
 
     def _announce(self, config: Config) -> None:
-        for warning in config_warnings(config):
+        for warning in config_warnings(config, self.proxy.front.passed_addresses):
             self._log.warning(warning)
+        unused = unused_systemd_sockets([listener.bound for listener in self._listeners])
+        if unused:
+            self._log.warning(
+                "systemd passed sockets that listen does not name, nobody answers there",
+                names=",".join(unused),
+                hint='add "systemd" to listen',
+            )
         for listener in self._listeners:
             self._log.info("listening", address=listener.address, version=__version__, **described(config))
+
+    def _status(self) -> str:
+        """The line that `systemctl status` shows."""
+        routes = self.proxy.running.routes.routes
+        failing = sum(route.record.up is False for route in routes)
+        text = f"{len(routes)} exporter{'' if len(routes) == 1 else 's'}, {failing} failing"
+        if not self.proxy.reload_state.is_successful:
+            text += "; the last reload failed, the old configuration is in force"
+        return text
 
     # Signals
 
@@ -124,43 +144,16 @@ class Daemon:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    # Stopping
-
     async def _drain(self) -> None:
-        """Finish what is under way, for at most shutdown_timeout, then cut it."""
         proxy, front = self.proxy, self.proxy.front
         proxy.is_draining = front.is_draining = True
         for listener in self._listeners:
             listener.stop()
         timeout = proxy.running.config.shutdown_timeout_seconds
-        tasks = front.uvicorn_state.tasks
-        self._log.info("stopping", scrapes_under_way=len(tasks), shutdown_timeout=f"{timeout:g}s")
-        for connection in front.connections:
-            if connection.cycle is not None:
-                connection.cycle.keep_alive = False
-        await self._wait_for_tasks(timeout)
-        for connection in list(front.connections):
-            if connection.cycle is not None and connection.cycle.task is not None:
-                connection.cycle.task.cancel()
-        if tasks:
-            await asyncio.wait(set(tasks), timeout=FLUSH_SECONDS)
-        for connection in list(front.connections):
-            connection.shutdown()
-        flushed_by = time.monotonic() + FLUSH_SECONDS
-        # Closing connections tell nobody when they are gone.
-        while front.connections and time.monotonic() < flushed_by and not self._stop_now.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        for connection in list(front.connections):
-            connection.transport.abort()
-
-    async def _wait_for_tasks(self, timeout_seconds: float) -> None:
-        """Until nothing is being answered, the time is over, or a second signal comes."""
-        tasks = self.proxy.front.uvicorn_state.tasks
-        deadline = time.monotonic() + timeout_seconds
-        second_signal = asyncio.ensure_future(self._stop_now.wait())
-        while tasks and not second_signal.done() and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait({*tasks, second_signal}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        second_signal.cancel()
+        under_way = len(front.uvicorn_state.tasks)
+        self._systemd.stopping(f"stopping; scrapes under way: {under_way}")
+        self._log.info("stopping", scrapes_under_way=under_way, shutdown_timeout=f"{timeout:g}s")
+        await drain(front, self._listeners, timeout, self._stop_now)
 
     # Measurements
 
@@ -175,19 +168,11 @@ class Daemon:
                 self.proxy.loop_lag_seconds = max(samples)
 
 
-def _bind_all(config: Config) -> list[socket.socket]:
-    bound: list[socket.socket] = []
-    addresses = [address for address in config.listen if isinstance(address, ListenAddress)]
+def _bind_all(config: Config) -> list[Bound]:
     try:
-        for address in addresses:
-            bound.append(bind(address))
-    except OSError as error:
-        for sock in bound:
-            sock.close()
-        in_use = error.errno == errno.EADDRINUSE
-        hint = f"; see who holds it: ss -ltnp 'sport = :{address.port}'" if in_use else ""
-        raise StartError(f"cannot listen on {address}: {error.strerror or error}{hint}") from None
-    return bound
+        return bind_all(config.listen)
+    except ListenError as error:
+        raise StartError(str(error)) from None
 
 
 async def _nothing() -> None:

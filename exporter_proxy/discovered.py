@@ -44,8 +44,11 @@ class _Discovery:
 
     def tell(self, config: Config, addresses: list[str]) -> None:
         """The first screen of someone who tries this out."""
+        first = addresses[0]
+        is_unix = first.startswith("unix:")
+        curl = f"curl --unix-socket {first.removeprefix('unix:')}" if is_unix else "curl"
         scheme = "http" if config.server_tls is None else "https"
-        base = f"{scheme}://{addresses[0]}{config.route_prefix}"
+        base = f"{scheme}://{'localhost' if is_unix else first}{config.route_prefix}"
         if self._demo is not None:
             lines = ["No exporter listens on this host; a demo exporter shows its load, memory and disk:"]
         else:
@@ -54,8 +57,8 @@ class _Discovery:
         lines += [
             "",
             "Try:",
-            f"  curl {base}{config.exporters[0].path}",
-            f"  curl {base}/    # every exporter and its state",
+            f"  {curl} {base}{config.exporters[0].path}",
+            f"  {curl} {base}/    # every exporter and its state",
             "Ctrl-C stops it.",
         ]
         print("\n".join(lines), file=sys.stdout, flush=True)

@@ -25,6 +25,7 @@ from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import AccessLogInForce, Proxy, ReloadState, Running
 from exporter_proxy.scrape.routing import build_routes
+from exporter_proxy.systemd import Notifier
 from exporter_proxy.upstreams import make_upstream
 
 STDERR = "/dev/stderr"
@@ -52,10 +53,11 @@ def build_running(config: Config, log: DaemonLog, previous: Running | None = Non
 class Reloader:
     """Keeps ``proxy`` in step with its configuration; one reload or refresh at a time."""
 
-    def __init__(self, proxy: Proxy, load: LoadConfig, log: DaemonLog) -> None:
+    def __init__(self, proxy: Proxy, load: LoadConfig, log: DaemonLog, systemd: Notifier) -> None:
         self._proxy = proxy
         self._load = load
         self._log = log
+        self._systemd = systemd
         self._lock = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
 
@@ -64,7 +66,7 @@ class Reloader:
 
         Returns the problems, empty where the new configuration is in force.
         """
-        async with self._lock:
+        async with self._lock, self._systemd.during_reload():
             proxy, old = self._proxy, self._proxy.running.config
             problems = await self._replace(self._load)
             if problems:
@@ -75,7 +77,7 @@ class Reloader:
             proxy.reload_state = ReloadState()
             proxy.refresh_problems = ()
             config = proxy.running.config
-            for warning in config_warnings(config):
+            for warning in config_warnings(config, proxy.front.passed_addresses):
                 self._log.warning(warning)
             if config.listen != old.listen:
                 listen = ",".join(map(str, config.listen))

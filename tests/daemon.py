@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -56,10 +56,18 @@ class Daemon:
     """
 
     def __init__(
-        self, config: str | Mapping[str, Any], *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        config: str | Mapping[str, Any],
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
+        """``launcher`` goes before the command, and has to exec it; ``pass_fds`` stay open in it."""
         self._config = config
         self._arguments = arguments
+        self._launcher = launcher
+        self._pass_fds = pass_fds
         self._environment = environment or {}
         self._changed = threading.Condition()
         self.log_lines: list[str] = []
@@ -73,9 +81,11 @@ class Daemon:
         self._directory = tempfile.TemporaryDirectory(prefix="exporter_proxy-")
         self.directory = Path(self._directory.name)
         listening = self.write_config(self._config)
+        serve = [sys.executable, "-m", "exporter_proxy", "serve", "--config.file=config.yml"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "exporter_proxy", "serve", "--config.file=config.yml", *self._arguments],
+            [*self._launcher, *serve, *self._arguments],
             cwd=self.directory,
+            pass_fds=self._pass_fds,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **self._environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -88,7 +98,7 @@ class Daemon:
         for reader in self._readers:
             reader.start()
         try:
-            self._wait(lambda: len(self.addresses) >= listening, START_SECONDS, "it did not start to listen")
+            self._wait(lambda: len(self.listening) >= listening, START_SECONDS, "it did not start to listen")
         except BaseException:
             self._discard()
             raise
@@ -126,11 +136,25 @@ class Daemon:
         return self.process.poll() is None
 
     @property
+    def listening(self) -> list[str]:
+        """Where it says it listens, in its words and in that order."""
+        return [parse_logfmt(line)["address"] for line in [*self.log_lines] if "msg=listening" in line]
+
+    @property
     def addresses(self) -> list[tuple[str, int]]:
-        """The addresses it says it listens on, in that order."""
-        said = [parse_logfmt(line) for line in [*self.log_lines] if "msg=listening" in line]
-        pairs = [one.rpartition(":") for fields in said for one in fields["address"].split(",")]
+        """Those of them that are TCP addresses."""
+        pairs = [one.rpartition(":") for one in self.listening if not one.startswith("unix:")]
         return [(host.strip("[]"), int(port)) for host, _, port in pairs]
+
+    @property
+    def unix_paths(self) -> list[str]:
+        """Those of them that are unix sockets, abstract ones left out."""
+        return [one.removeprefix("unix:") for one in self.listening if one.startswith("unix:/")]
+
+    @property
+    def everywhere(self) -> list[tuple[str, int] | str]:
+        """All that can be connected to: TCP addresses, then unix sockets."""
+        return [*self.addresses, *self.unix_paths]
 
     @property
     def port(self) -> int:
@@ -140,9 +164,9 @@ class Daemon:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def connect(self, address: tuple[str, int] | None = None, **options: Any) -> Wire:
+    def connect(self, address: tuple[str, int] | str | None = None, **options: Any) -> Wire:
         """A connection to the first address, or to ``address``; the options are ``Wire``'s."""
-        return Wire(address or self.addresses[0], **options)
+        return Wire(address or self.everywhere[0], **options)
 
     def exchange(self, data: bytes, **options: Any) -> Reply:
         """These bytes on a fresh connection, and the answer."""

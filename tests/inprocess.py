@@ -23,7 +23,8 @@ import yaml
 from exporter_proxy.app import App
 from exporter_proxy.config import Config, ListenAddress, parse_config
 from exporter_proxy.front.auth import Guard
-from exporter_proxy.front.listener import Listener, bind
+from exporter_proxy.front.listener import Listener
+from exporter_proxy.front.sockets import bind_all
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
@@ -178,12 +179,14 @@ class Parts:
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[Listener]:
         """A listener on a port of its own, every connection gone afterwards."""
-        listener = Listener(bind(ListenAddress("127.0.0.1", 0)), self.front)
+        (bound,) = bind_all([ListenAddress("127.0.0.1", 0)])
+        listener = Listener(bound, self.front)
         listener.start()
         try:
             yield listener
         finally:
             listener.stop()
+            listener.give_up()
             for connection in list(self.front.connections):
                 connection.transport.abort()
             await until(lambda: not self.front.connections, "all connections are gone")

@@ -107,16 +107,21 @@ class Wire:
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: tuple[str, int] | str,
         *,
         source: str | None = None,
         receive_buffer_bytes: int | None = None,
         tls: ssl.SSLContext | None = None,
         timeout_seconds: float = 15.0,
     ) -> None:
-        self.sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        """``address`` is host and port, or the path of a unix socket."""
+        is_unix = isinstance(address, str)
+        host = "localhost" if is_unix else address[0]
+        family = socket.AF_UNIX if is_unix else socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.sock = socket.socket(family)
         self.sock.settimeout(timeout_seconds)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_unix:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_bytes is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         if source is not None:
@@ -124,7 +129,7 @@ class Wire:
         try:
             self.sock.connect(address)
             if tls is not None:
-                self.sock = tls.wrap_socket(self.sock, server_hostname=address[0], suppress_ragged_eofs=False)
+                self.sock = tls.wrap_socket(self.sock, server_hostname=host, suppress_ragged_eofs=False)
         except OSError:
             self.sock.close()
             raise

@@ -1,7 +1,8 @@
-"""From text to where to listen, where an exporter is asked, and under which path it is served.
+"""From text to where an exporter is asked, and under which path it is served.
 
 What is accepted here is sent as it is: nothing is decoded, normalised or guessed, so a text
 that two programs could read in two ways is refused. Messages never show a URL's credentials.
+Where to listen is in ``listen.py``.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address
 
-from exporter_proxy.config.schema import ListenAddress, UpstreamUrl
+from exporter_proxy.config.schema import UpstreamUrl
 from exporter_proxy.config.values import BadValue, Kind
 
-_LATER_LISTEN = re.compile(r"(SERVER_STARTER:|unix:|systemd(?![A-Za-z0-9.-]))")
-_HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([^:]*)")
+HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([^:]*)")
+"""Host, in its brackets if it has them, and port; neither is checked."""
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
-def _check_host(host: str) -> str:
+def check_host(host: str) -> str:
     """A host without its brackets; raises ``BadValue`` unless it is an address or a plausible name."""
     if host.startswith("["):
         address = host[1:-1]
@@ -47,30 +48,12 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-def _parse_port(text: str, lowest: int) -> int:
+def parse_port(text: str, lowest: int) -> int:
+    """A port from ``lowest`` on; raises ``BadValue``."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not lowest <= int(text) <= 65535:
         raise BadValue(f"the port must be a number from {lowest} to 65535")
     return int(text)
 
-
-def _parse_listen(text: str) -> ListenAddress:
-    later = _LATER_LISTEN.match(text)
-    if later:
-        raise BadValue(f'"{later.group()}" is not supported yet by this version')
-    if "/" in text:
-        raise BadValue("it takes an address only, without a scheme or a path")
-    if text.isascii() and text.isdigit():
-        raise BadValue(f'the colon is missing, did you mean ":{text}"?')
-    match = _HOST_PORT.fullmatch(text)
-    if match is None:
-        if text.count(":") > 1:
-            raise BadValue('an IPv6 address goes in brackets, as in "[::1]:9099"')
-        raise BadValue("the port is missing")
-    host, port = match.groups()
-    return ListenAddress(_check_host(host) if host else "", _parse_port(port, lowest=0))
-
-
-LISTEN_ADDRESS = Kind('an address such as "0.0.0.0:9099", ":9099" or "[::1]:9099"', _parse_listen)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -103,8 +86,8 @@ def _parse_url(text: str) -> UpstreamUrl:
     path_and_query = target if target.startswith("/") else f"/{target}"
     return UpstreamUrl(
         scheme=scheme,
-        host=_check_host(host),
-        port=_parse_port(port if port is not None else _DEFAULT_PORTS[scheme], lowest=1),
+        host=check_host(host),
+        port=parse_port(port if port is not None else _DEFAULT_PORTS[scheme], lowest=1),
         target=path_and_query,
     )
 
@@ -129,10 +112,10 @@ def _parse_unix_url(authority: str, rest: str) -> UpstreamUrl:
 
 def _parse_server_name(text: str) -> str:
     if _is_ipv6(text):
-        return _check_host(f"[{text}]")
+        return check_host(f"[{text}]")
     if ":" in text:
         raise BadValue("a port does not belong here")
-    return _check_host(text).removesuffix(".")
+    return check_host(text).removesuffix(".")
 
 
 SERVER_NAME = Kind("a host name or an IP address, without a port", _parse_server_name, only_text=True)
@@ -140,7 +123,7 @@ SERVER_NAME = Kind("a host name or an IP address, without a port", _parse_server
 
 def _split_authority(authority: str) -> tuple[str, str | None]:
     """Host, in its brackets if it has them, and the text of the port; ``None`` where there is none."""
-    match = _HOST_PORT.fullmatch(authority)
+    match = HOST_PORT.fullmatch(authority)
     if match is not None:
         return match.group(1), match.group(2)
     if authority.count(":") > 1 and not authority.startswith("["):

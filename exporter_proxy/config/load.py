@@ -1,7 +1,7 @@
 """From a YAML file to a ``Config``, or to every mistake in it at once.
 
 Says which keys there are, what they hold and what they default to. How a value is read is in
-``values.py`` and ``addresses.py``; where it stands is known to ``positions.py`` and
+``values.py``, ``addresses.py`` and ``listen.py``; where it stands is known to ``positions.py`` and
 ``sections.py``. Only what exists is accepted: a key without effect would be a trap.
 """
 
@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import yaml
 
-from exporter_proxy.config.addresses import LISTEN_ADDRESS, ROUTE_PREFIX
+from exporter_proxy.config.addresses import ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
+from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
 from exporter_proxy.config.positions import Document, found, is_null
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
 from exporter_proxy.config.schema import (
@@ -27,7 +28,7 @@ from exporter_proxy.config.schema import (
     DEFAULT_LISTEN,
     AccessLog,
     Config,
-    ListenAddress,
+    Listen,
     Pem,
     ServerTls,
     WebConfig,
@@ -146,12 +147,11 @@ def parse_config(
     )
 
 
-def _read_listen_flags(texts: tuple[str, ...], problems: list[Problem]) -> tuple[ListenAddress, ...]:
+def _read_listen_flags(texts: tuple[str, ...], problems: list[Problem]) -> tuple[Listen, ...]:
     flag = "--web.listen-address"
     given = [_read_flag(flag, text, LISTEN_ADDRESS, problems) for text in texts]
     addresses = tuple(address for address in given if address is not None)
-    for address in _repeated(addresses):
-        problems.append(Problem(flag, None, None, "", f'"{address}" is given twice'))
+    problems += [Problem(flag, None, None, "", wrong) for wrong in listen_conflicts(addresses, "given")]
     return addresses
 
 
@@ -161,11 +161,6 @@ def _read_flag(flag: str, text: str, kind: Kind[T], problems: list[Problem]) -> 
     except BadValue as bad:
         problems.append(Problem(flag, None, None, "", kind.refusal(quoted(text), bad)))
         return None
-
-
-def _repeated(addresses: tuple[ListenAddress, ...]) -> list[ListenAddress]:
-    """Those that cannot be bound twice; port 0 is another port each time."""
-    return [address for address, times in Counter(addresses).items() if times > 1 and address.port != 0]
 
 
 def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | None) -> Config:
@@ -220,13 +215,13 @@ def _top_section(document: Document) -> Section:
     return Section(document, root, root, "", TOP_KEYS)
 
 
-def _read_listen(top: Section) -> tuple[ListenAddress, ...]:
+def _read_listen(top: Section) -> tuple[Listen, ...]:
     default = (LISTEN_ADDRESS.parse(DEFAULT_LISTEN),)
     addresses = top.get_list("listen", LISTEN_ADDRESS, default, one_will_do=True)
     if top.is_empty_list("listen"):
         top.report("listen", "the list is empty, it needs at least one address")
-    for address in _repeated(addresses):
-        top.report("listen", f'"{address}" is listed twice')
+    for wrong in listen_conflicts(addresses, "listed"):
+        top.report("listen", wrong)
     return addresses
 
 

@@ -7,20 +7,24 @@ asks the resolver, which may take seconds, and is for ``check``.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from exporter_proxy.config.schema import Config, Exporter, ListenAddress, Network, ServerTls
+from exporter_proxy.config.schema import Config, Exporter, Listen, ListenAddress, Network, ServerTls
 
 _RESOLVER_THREADS = 16
 
 
-def config_warnings(config: Config) -> list[str]:
-    """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing."""
+def config_warnings(config: Config, passed: Sequence[Listen] = ()) -> list[str]:
+    """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing.
+
+    ``passed`` is where the sockets listen that systemd or start_server passed, known once it runs.
+    """
     warnings: list[str] = []
     exposed = [
         str(address)
-        for address in config.listen
+        for address in (*config.listen, *passed)
         if isinstance(address, ListenAddress) and not _is_loopback(address.host)
     ]
     if config.allow_clients is None and exposed:

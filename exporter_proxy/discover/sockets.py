@@ -109,7 +109,7 @@ def find_owners(
         if not directory.name.isdecimal():
             continue
         held = _held_sockets(directory / "fd", wanted)
-        process = _read_process(directory) if held else None
+        process = read_process(directory) if held else None
         if process is not None:
             for inode in held:
                 owners[inode] = (*owners.get(inode, ()), process)
@@ -131,7 +131,8 @@ def _held_sockets(fd_directory: Path, wanted: Mapping[str, int]) -> set[int]:
     return held
 
 
-def _read_process(directory: Path) -> Process | None:
+def read_process(directory: Path) -> Process | None:
+    """Read the process whose directory under /proc this is; ``None`` once it has ended."""
     try:
         stat = (directory / "stat").read_text(encoding="utf-8", errors="replace")
         comm = (directory / "comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")

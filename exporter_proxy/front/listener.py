@@ -14,14 +14,14 @@ import ssl
 import time
 
 from exporter_proxy.access import is_allowed, plain_address
-from exporter_proxy.config.schema import ListenAddress, Network
+from exporter_proxy.config.schema import Network
 from exporter_proxy.front.protocol import ScraperProtocol
 from exporter_proxy.front.refusal import MAX_REFUSALS_AT_ONCE, RefusingProtocol
+from exporter_proxy.front.sockets import Bound
 from exporter_proxy.front.state import FrontState
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied, Reason
 
-BACKLOG = 512
 ACCEPT_AT_ONCE = 64
 """Connections accepted before the loop turns to others again."""
 RETRY_SECONDS = 0.2
@@ -34,8 +34,9 @@ _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 class Listener:
     """One listening socket."""
 
-    def __init__(self, listening: socket.socket, state: FrontState) -> None:
-        self.socket = listening
+    def __init__(self, bound: Bound, state: FrontState) -> None:
+        self.bound = bound
+        self.socket = bound.socket
         self._state = state
         self._admitting: dict[asyncio.Task[None], float] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -45,22 +46,28 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """``host:port`` as bound, the port that the kernel chose included."""
-        host, port = self.socket.getsockname()[:2]
-        return str(ListenAddress(host, port))
+        """``host:port`` as bound, the port that the kernel chose included, or ``unix:/path``."""
+        return str(self.bound.address)
+
+    def has_newcomers(self, since: float) -> bool:
+        """Whether a handshake is under way of someone accepted after ``since`` (``time.monotonic()``)."""
+        return any(accepted_at > since for accepted_at in self._admitting.values())
 
     def start(self) -> None:
         """Begin to accept."""
         self._state.loop.add_reader(self.socket.fileno(), self._accept)
 
     def stop(self) -> None:
-        """Accept no more, and give up handshakes under way."""
+        """Accept no more. Who has been accepted goes on."""
         for timer in (self._retry, self._recovery):
             if timer is not None:
                 timer.cancel()
         if self.socket.fileno() >= 0:
             self._state.loop.remove_reader(self.socket.fileno())
-            self.socket.close()
+            self.bound.close()
+
+    def give_up(self) -> None:
+        """Drop handshakes under way, and those who are being told why they are not let in."""
         for task in (*self._admitting, *self._telling):
             task.cancel()
 
@@ -76,7 +83,7 @@ class Listener:
                 self._pause(error)
                 return
             connection.setblocking(False)
-            self._admit(connection, peer[0])
+            self._admit(connection, peer[0] if isinstance(peer, tuple) else None)
 
     def _pause(self, error: OSError) -> None:
         """Out of file descriptors: make room and come back, rather than spin on a readable socket."""
@@ -100,11 +107,12 @@ class Listener:
         self._recovery = None
         self._state.log.info("accepting connections again", address=self.address)
 
-    def _admit(self, connection: socket.socket, host: str) -> None:
+    def _admit(self, connection: socket.socket, host: str | None) -> None:
+        """``host`` is the peer's; ``None`` for a unix socket's, for whom its mode has decided."""
         state = self._state
         limits = state.limits
-        address = plain_address(host)
-        remote = str(address)
+        address = None if host is None else plain_address(host)
+        remote = "unix" if address is None else str(address)
         if not is_allowed(address, limits.allow_clients):
             self._refuse(
                 connection, Denied(Reason.FORBIDDEN, f"{remote} may not scrape here (allow_clients)"), remote
@@ -175,36 +183,3 @@ class Listener:
             )
         except OSError:
             connection.close()
-
-
-def bind(address: ListenAddress) -> socket.socket:
-    """A listening socket on ``address``; "" as its host is every address, IPv6 where there is any.
-
-    Raises OSError, socket.gaierror among them, as the system words it.
-    """
-    if address.host:
-        return _bind(address.host, address.port)
-    try:
-        return _bind("::", address.port)
-    except OSError as error:
-        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            raise
-    return _bind("0.0.0.0", address.port)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, sockaddr = found[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # "[::]:9099" means IPv4 too, as for the Go original; plain_address unmaps such peers.
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listening.bind(sockaddr)
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except OSError:
-        listening.close()
-        raise
-    return listening

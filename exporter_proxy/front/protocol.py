@@ -77,6 +77,10 @@ class ScraperProtocol(HttpToolsProtocol):
         """Whether this connection can be closed without taking an answer from anyone."""
         return self.idle_since is not None
 
+    def is_newcomer(self, since: float) -> bool:
+        """Whether it was accepted after ``since`` (``time.monotonic()``) and has yet to ask."""
+        return not self._has_asked and self.idle_since is not None and self.idle_since > since
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uvicorn.config import Config as UvicornConfig
 from uvicorn.server import ServerState
 
-from exporter_proxy.config.schema import Config, Network
+from exporter_proxy.config.schema import Config, Listen, Network
 from exporter_proxy.front.answers import AddedHeaders, error_body
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
@@ -75,6 +75,8 @@ class FrontState:
         self.ssl_context: ssl.SSLContext | None = None
         """For handshakes from now on; replaced whole, never changed."""
         self.is_draining = False
+        self.passed_addresses: Sequence[Listen] = ()
+        """Where sockets listen that someone else bound, who alone decided on the address."""
         self.uvicorn_state = ServerState()
         # uvicorn's own registry: its protocol class adds and discards.
         self.connections: set[ScraperProtocol] = self.uvicorn_state.connections  # type: ignore[assignment]

@@ -167,7 +167,7 @@ def test_an_address_in_use_is_status_1_and_one_line(tmp_path: Path) -> None:
         result = run(tmp_path, f"--web.listen-address={address}")
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(
-        rf"exporter_proxy: cannot listen on {address}: Address already in use.*\n", result.stderr
+        rf"exporter_proxy: cannot listen on {address}: address already in use.*\n", result.stderr
     )
 
 

@@ -26,7 +26,7 @@ from exporter_proxy.config import (
     WebConfig,
     parse_config,
 )
-from exporter_proxy.config.schema import BasicAuth, ClientTls
+from exporter_proxy.config.schema import BasicAuth, ClientTls, StarterListen, SystemdListen, UnixListen
 
 TESTDATA = Path(__file__).parents[1] / "testdata" / "config"
 BAD = sorted((TESTDATA / "bad").glob("*.yml"))
@@ -180,6 +180,9 @@ def test_every_key_is_read(certificates: Path) -> None:
             ListenAddress("::1", 9099),
             ListenAddress("", 0),
             ListenAddress("localhost", 0),
+            UnixListen("/run/exporter_proxy/http.sock", 0o666, "prometheus"),
+            SystemdListen("http"),
+            StarterListen("0.0.0.0:8080"),
         ),
         route_prefix="/vm",
         shutdown_timeout_seconds=0.0,

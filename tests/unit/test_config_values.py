@@ -10,12 +10,13 @@ import pytest
 from exporter_proxy.config.addresses import (
     EXPORTER_NAME,
     EXPORTER_PATH,
-    LISTEN_ADDRESS,
     ROUTE_PREFIX,
     SERVER_NAME,
     UPSTREAM_URL,
 )
+from exporter_proxy.config.listen import LISTEN_ADDRESS
 from exporter_proxy.config.problems import quoted, visible
+from exporter_proxy.config.schema import Listen, ListenAddress, StarterListen, SystemdListen, UnixListen
 from exporter_proxy.config.values import (
     CONTENT_TYPE,
     HEADER_VALUE,
@@ -119,8 +120,34 @@ def test_networks(text: str, network: str | None) -> None:
 )
 def test_listen_addresses(text: str, host: str, port: int) -> None:
     address = LISTEN_ADDRESS.parse(text)
-    assert (address.host, address.port) == (host, port)
+    assert address == ListenAddress(host, port)
     assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("unix:/run/http.sock", UnixListen("/run/http.sock", None, None)),
+        ("unix:/run/http.sock,mode=0600", UnixListen("/run/http.sock", 0o600, None)),
+        ("unix:/run/http.sock,mode=666", UnixListen("/run/http.sock", 0o666, None)),
+        ("unix:/run/a b.sock,group=prom-1,mode=0770", UnixListen("/run/a b.sock", 0o770, "prom-1")),
+        # A umask leaves a group no right to connect.
+        ("unix:/run/http.sock,group=prometheus", UnixListen("/run/http.sock", 0o660, "prometheus")),
+        (f"unix:/{'x' * 106}", UnixListen(f"/{'x' * 106}", None, None)),
+        ("systemd", SystemdListen(None)),
+        ("systemd:http", SystemdListen("http")),
+        ("systemd:exporter_proxy.socket", SystemdListen("exporter_proxy.socket")),
+        ("systemd:80", SystemdListen("80")),
+        ("SERVER_STARTER:0.0.0.0:8080", StarterListen("0.0.0.0:8080")),
+        ("SERVER_STARTER:8080", StarterListen("0.0.0.0:8080")),
+        ("SERVER_STARTER:[::1]:8080", StarterListen("[::1]:8080")),
+        ("SERVER_STARTER:/run/http.sock", StarterListen("/run/http.sock")),
+    ],
+)
+def test_listeners_that_are_no_address(text: str, listen: Listen) -> None:
+    assert LISTEN_ADDRESS.parse(text) == listen
+    # As it is shown; a socket's options are not.
+    assert str(LISTEN_ADDRESS.parse(str(listen))) == str(listen)
 
 
 @pytest.mark.parametrize(
