@@ -16,6 +16,15 @@ def refusing_port() -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that nobody is given by chance, and that whoever sets SO_REUSEADDR can listen on."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@contextlib.contextmanager
 def unanswering_port() -> Iterator[int]:
     """A port whose accept queue is full: connecting to it hangs, as behind a dropping firewall."""
     with contextlib.ExitStack() as sockets:
