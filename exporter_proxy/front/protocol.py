@@ -191,8 +191,9 @@ class ScraperProtocol(HttpToolsProtocol):
         if problem is not None:
             self._refuse(problem, exchange)
             return
-        if has_body:
-            self._ignores_input = True
+        keep_alive = version == "1.1" and not has_body and self.parser.should_keep_alive()
+        if not keep_alive:
+            self._ignores_input = True  # RFC 9112 section 9.6: what comes after the last request is not read
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": _ASGI_VERSION,
@@ -211,7 +212,6 @@ class ScraperProtocol(HttpToolsProtocol):
             "address": self.address,
             "admitted_by": self.admitted_by,
         }
-        keep_alive = version == "1.1" and not has_body and self.parser.should_keep_alive()
         self._begin(
             Cycle(
                 scope,

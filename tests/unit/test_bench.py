@@ -248,7 +248,7 @@ def test_options() -> None:
     options = parser().parse_args(["--only", "cpu", "--only", "start", "--rounds", "3", "--json", "x.json"])
     assert (options.only, options.rounds, options.seconds, options.quick) == (["cpu", "start"], 3, 1, False)
     assert parser().parse_args([]).json.name == "bench.json"
-    assert {"cpu", "verify", "latency", "pair", "memory", "routes", "hung", "start"} == set(SECTIONS)
+    assert {"cpu", "verify", "latency", "pair", "memory", "routes", "hung", "start", "tls"} == set(SECTIONS)
 
 
 @pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--rounds", "0"], ["--seconds", "x"]])

@@ -255,23 +255,23 @@ def test_aliases_of_aliases_end_in_a_message() -> None:
         b"x%d: &x%d [%s]\n" % (level, level, b", ".join([b"*x%d" % (level - 1)] * 9))
         for level in range(1, 20)
     )
-    started = time.monotonic()
+    started = time.process_time()
     assert len(problems(b"x0: &x0 [a]\n" + lists + GOOD)) == 20
     many = b"exporters:\n  a: &a {url: http://h, headers: {%s}}\n" % b", ".join(
         b"h%d: x" % n for n in range(1000)
     )
     many += b"".join(b"  b%d: {<<: *a, path: /b%d}\n" % (n, n) for n in range(1000))
     assert problems(many) == ["config.yml: its aliases stand for more than 500000 values"]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("unit", [b"[", b"- ", b"{a: ", b"? "])
 def test_deep_nesting_ends_in_a_message_quickly(unit: bytes) -> None:
     """libyaml's composer would overrun the C stack; its scanner takes time quadratic in the depth."""
-    started = time.monotonic()
+    started = time.process_time()
     (problem,) = problems(unit * 200_000)
     assert problem.endswith(": nested more than 64 levels deep")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_long_chain_of_merges() -> None:
