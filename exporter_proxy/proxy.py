@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from exporter_proxy.config.files import Stamp
 from exporter_proxy.config.schema import Config
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.state import FrontLimits, FrontState
@@ -36,6 +37,10 @@ class Running:
     """For handshakes with scrapers; ``None``: plain HTTP is spoken."""
     guard: Guard | None = None
     """``None``: no rate limit, and nobody needs credentials."""
+    files: dict[str, Stamp | None] = field(default_factory=dict)
+    """What was seen of the files that ``config`` names, just before they were read."""
+    certificate_expiries: dict[str, float] = field(default_factory=dict)
+    """Unix time by kind of certificate, see ``config/validity.py``."""
 
 
 @dataclass(slots=True)

@@ -18,8 +18,9 @@ import httpx
 
 from exporter_proxy.config import Config, ConfigError, config_warnings
 from exporter_proxy.config.files import refreshed, stamps, watched_files
+from exporter_proxy.config.validity import certificate_expiries
 from exporter_proxy.front.auth import Guard
-from exporter_proxy.front.tls import server_context
+from exporter_proxy.front.tls import server_context, why_unusable
 from exporter_proxy.observe.accesslog import access_log_formatter
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
@@ -43,11 +44,13 @@ class StartError(Exception):
 
 def build_running(config: Config, log: DaemonLog, previous: Running | None = None) -> Running:
     """Everything that ``config`` needs at run time. Raises ConfigError and StartError."""
+    files = stamps(watched_files(config))  # before they are read: what changes meanwhile is noticed
     tls = _tls_context(config)
     guard = Guard.of(config, previous.guard if previous is not None else None)
     routes = build_routes(config, make_upstream, previous.routes if previous is not None else None)
     access_log = _open_access_log(config, log, previous.access_log if previous is not None else None)
-    return Running(config, routes, access_log, tls, guard)
+    expiries = certificate_expiries(config)
+    return Running(config, routes, access_log, tls, guard, files, expiries)
 
 
 class Reloader:
@@ -91,18 +94,16 @@ class Reloader:
         Certificate and key are two files: what is seen between the one and the other being
         written is no reason to complain yet.
         """
-        config = self._proxy.running.config
-        known = seen = await asyncio.to_thread(stamps, watched_files(config))
+        running: Running | None = None
+        known = seen = {}
         while True:
+            if self._proxy.running is not running:
+                running = self._proxy.running
+                known = seen = running.files
             await asyncio.sleep(WATCH_SECONDS)
-            if self._proxy.running.config is not config:  # its reload has read them all
-                config = self._proxy.running.config
-                known = seen = await asyncio.to_thread(stamps, watched_files(config))
-                continue
-            now = await asyncio.to_thread(stamps, watched_files(config))
-            if now != known and now == seen:
-                await self._refresh(sorted(path for path in now if now[path] != known.get(path)))
-                config = self._proxy.running.config
+            now = await asyncio.to_thread(stamps, tuple(known))
+            if now != known and now == seen and self._proxy.running is running:
+                await self._refresh(sorted(path for path in now if now[path] != known[path]))
                 known = now
             seen = now
 
@@ -212,7 +213,7 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
     try:
         return server_context(tls)
     except OSError as error:
-        raise StartError(f"tls: cannot use {tls.cert} with {tls.key}: {error}") from None
+        raise StartError(f"tls: {why_unusable(tls) or error}") from None
 
 
 def described(config: Config) -> dict[str, object]:

@@ -11,6 +11,9 @@ import binascii
 import calendar
 import re
 import time
+from pathlib import Path
+
+from exporter_proxy.config.schema import Config, Pem
 
 _CERTIFICATE = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \1-----", re.DOTALL
@@ -90,3 +93,33 @@ def _timestamp(tag: int, text: bytes) -> float:
     if tag == _UTC_TIME:
         digits = ("19" if digits >= "50" else "20") + digits
     return float(calendar.timegm(time.strptime(digits, "%Y%m%d%H%M%S")))
+
+
+def certificate_expiries(config: Config) -> dict[str, float]:
+    """When the first certificate of each kind expires, as Unix time; only kinds that are in use.
+
+    ``server`` is what this daemon shows to scrapers, ``client_ca`` what scrapers' certificates
+    have to come from; ``exporter_ca`` and ``exporter_client`` are those for asking exporters.
+    """
+    tls = config.server_tls
+    exporters = [exporter.tls for exporter in config.exporters if exporter.tls is not None]
+    kinds: dict[str, list[Pem | None]] = {
+        "server": [tls.cert if tls is not None else None],
+        "client_ca": [tls.client_ca if tls is not None else None],
+        "exporter_ca": [Pem(file=one.ca_file) for one in exporters],
+        "exporter_client": [Pem(file=one.cert_file) for one in exporters],
+    }
+    found = {
+        kind: [at for pem in set(pems) if (at := _expiry(pem)) is not None] for kind, pems in kinds.items()
+    }
+    return {kind: min(ends) for kind, ends in found.items() if ends}
+
+
+def _expiry(pem: Pem | None) -> float | None:
+    """``None`` also for what cannot be read: whoever uses it has said so."""
+    try:
+        if pem is not None and pem.file is not None:
+            return not_after_timestamp_seconds(Path(pem.file).read_bytes())
+        return not_after_timestamp_seconds((pem.text or "").encode()) if pem is not None else None
+    except (OSError, ValueError):
+        return None

@@ -28,6 +28,7 @@ RETRY_SECONDS = 0.2
 RECOVERED_SECONDS = 1.0
 ROOM_AT_LEAST = 8
 """Idle connections closed at once when descriptors run out; or a quarter of all, if that is more."""
+TELL_SECONDS = 10.0
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -43,6 +44,8 @@ class Listener:
         self._recovery: asyncio.TimerHandle | None = None
         """Runs while the last shortage is not long enough ago to be over."""
         self._retry: asyncio.TimerHandle | None = None
+        self._told_at = -TELL_SECONDS
+        self._untold = 0
 
     @property
     def address(self) -> str:
@@ -144,9 +147,25 @@ class Listener:
                 ssl=tls,
                 ssl_handshake_timeout=state.limits.read_header_timeout_seconds if tls else None,
             )
-        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
+        except (OSError, asyncio.CancelledError) as error:
+            remote = _remote(connection)
             connection.close()
-            state.log.debug("connection not established", error=repr(error))
+            denied = _handshake_problem(error)
+            if denied is None:
+                state.log.debug("connection not established", error=repr(error))
+            else:
+                state.record_denial(denied, Exchange(remote, "", b"", b"", accepted_at))
+                self._tell_of_handshake(denied, remote)
+
+    def _tell_of_handshake(self, denied: Denied, remote: str) -> None:
+        """The client is told by TLS alone, which says little; too many lines would say no more."""
+        now = time.monotonic()
+        if now - self._told_at < TELL_SECONDS:
+            self._untold += 1
+            return
+        more = {"more_since_the_last_line": self._untold} if self._untold else {}
+        self._state.log.info("TLS handshake failed", remote=remote, error=denied.message, **more)
+        self._told_at, self._untold = now, 0
 
     def _close_longest_idle(self) -> bool:
         """Make room by closing whoever has idled longest without a complete request."""
@@ -183,3 +202,28 @@ class Listener:
             )
         except OSError:
             connection.close()
+
+
+def _remote(connection: socket.socket) -> str:
+    try:
+        peer = connection.getpeername()
+    except OSError:  # it left
+        return ""
+    return str(plain_address(peer[0])) if isinstance(peer, tuple) else "unix"
+
+
+def _handshake_problem(error: BaseException) -> Denied | None:
+    """What a failed TLS handshake counts as; ``None`` where the client just left, or we closed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Denied(Reason.UNAUTHORIZED, f"the client's certificate: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+            return Denied(
+                Reason.UNAUTHORIZED, "the client showed no certificate (client_auth_type wants one)"
+            )
+        if error.reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):
+            return Denied(Reason.BAD_REQUEST, "the client does not speak TLS; it should use https://")
+        return Denied(Reason.BAD_REQUEST, f"{error.reason or error}")
+    if isinstance(error, ConnectionAbortedError):  # the event loop's word for a handshake that takes too long
+        return Denied(Reason.HEADER_TIMEOUT, "not complete within read_header_timeout")
+    return None

@@ -9,7 +9,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from exporter_proxy.access import Address
-from exporter_proxy.config.certificates import load_authorities, load_pair
+from exporter_proxy.config.certificates import (
+    check_pair,
+    check_readable,
+    load_authorities,
+    load_pair,
+)
 from exporter_proxy.config.schema import ServerTls
 from exporter_proxy.reasons import Denied, Reason
 
@@ -45,6 +50,18 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     context.num_tickets = 0
     _verify_clients(context, tls)
     return context
+
+
+def why_unusable(tls: ServerTls) -> str | None:
+    """Which file or text keeps a context from being made; ``None`` where that does not show."""
+    for pem in (tls.cert, tls.key, tls.client_ca):
+        if pem is not None and pem.file is not None and (wrong := check_readable(pem.file)) is not None:
+            return f"{pem.file}: {wrong}"
+    bad = check_pair(tls.cert, tls.key, str(tls.cert.file or "tls_server_config.cert"))
+    if bad is None:
+        return None
+    part, message = bad
+    return f"{(tls.cert if part == 'cert' else tls.key).file or f'tls_server_config.{part}'}: {message}"
 
 
 def _verify_clients(context: ssl.SSLContext, tls: ServerTls) -> None:

@@ -38,6 +38,8 @@ class DaemonNumbers:
     is_reload_successful: bool
     last_reload_success: float
     config_sha256: str
+    certificate_expiries: dict[str, float]
+    """Unix time by kind."""
 
 
 def _scrapes(records: Sequence[ExporterRecord]) -> Metric:
@@ -175,6 +177,14 @@ def _daemon_families(numbers: DaemonNumbers) -> Iterator[Metric]:
         "First 48 bits of the configuration file's SHA-256, to compare over a fleet.",
         int(numbers.config_sha256[:12], 16),
     )
+    expiries = GaugeMetricFamily(
+        "exporter_proxy_certificate_not_after_timestamp_seconds",
+        "When the first certificate of this kind expires.",
+        labels=["kind"],
+    )
+    for kind, not_after in numbers.certificate_expiries.items():
+        expiries.add_metric([kind], not_after)
+    yield expiries
     build = GaugeMetricFamily(
         "exporter_proxy_build_info", "A metric with the constant value 1.", labels=["version", "python"]
     )

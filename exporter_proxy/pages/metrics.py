@@ -30,6 +30,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         is_reload_successful=proxy.reload_state.is_successful and not proxy.refresh_problems,
         last_reload_success=proxy.reload_state.last_success,
         config_sha256=running.config.fingerprint,
+        certificate_expiries=running.certificate_expiries,
     )
     compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import ssl
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from exporter_proxy.cli import COMMANDS, DEFAULT_CONFIG_FILES
 from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
@@ -23,7 +26,7 @@ from exporter_proxy.reasons import DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ER
 from exporter_proxy.scrape.headers import FORWARDED, SCRAPE_TIMEOUT_HEADER
 from exporter_proxy.scrape.verified import HOLD_BYTES
 from exporter_proxy.upstreams.connection import MAX_HEAD_BYTES
-from tests.daemon import REPOSITORY, proxied
+from tests.daemon import REPOSITORY, proxied, wait_until
 from tests.e2e.processes import MODULE
 from tests.readme.document import README, blocks, code_words, sections, table
 
@@ -116,11 +119,19 @@ def test_every_503_has_a_retry_after_that_is_always_the_same() -> None:
     assert {reason for reason, status in statuses.items() if status == 503} == set(RETRY_AFTER_SECONDS)
 
 
-def test_the_metrics_table_has_every_metric_with_its_type_and_labels() -> None:
-    with proxied() as (daemon, _):
-        daemon.get("/x/metrics").expect_ok()
-        daemon.wait_for_metric(1, "exporter_proxy_exporter_up", exporter="x")
-        page = daemon.get("/metrics").expect_ok().body.decode()
+def test_the_metrics_table_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
+    """Over TLS, for the metric of its certificate."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    both = str(tmp_path / "both.pem")
+    with proxied(tls={"certfile": both, "keyfile": both}) as (daemon, _):
+        daemon.get("/x/metrics", tls=trusting).expect_ok()
+        up = ("exporter_proxy_exporter_up", frozenset({("exporter", "x")}))
+        wait_until(lambda: daemon.metrics(tls=trusting).get(up) == 1, "the exporter is up")
+        page = daemon.get("/metrics", tls=trusting).expect_ok().body.decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE))
     actual = set()
     for name, kind in types.items():

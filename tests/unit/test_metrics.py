@@ -37,6 +37,7 @@ CONTRACT = {
     "exporter_proxy_config_last_reload_successful": (),
     "exporter_proxy_config_last_reload_success_timestamp_seconds": (),
     "exporter_proxy_config_hash": (),
+    "exporter_proxy_certificate_not_after_timestamp_seconds": ("kind",),
     "exporter_proxy_build_info": ("version", "python"),
 }
 """Names and labels that dashboards and alerts rely on."""
@@ -53,6 +54,7 @@ def numbers() -> DaemonNumbers:
         is_reload_successful=True,
         last_reload_success=1_700_000_000.5,
         config_sha256=SHA256,
+        certificate_expiries={"server": 1_800_000_000.0, "client_ca": 1_900_000_000.0},
     )
 
 
@@ -133,6 +135,8 @@ def test_values(is_openmetrics: bool) -> None:
     assert table["exporter_proxy_log_lines_lost_total"][()] == 2
     assert table["exporter_proxy_config_last_reload_successful"][()] == 1
     assert table["exporter_proxy_config_last_reload_success_timestamp_seconds"][()] == 1_700_000_000.5
+    expiries = table["exporter_proxy_certificate_not_after_timestamp_seconds"]
+    assert expiries == {("server",): 1_800_000_000, ("client_ca",): 1_900_000_000}
     assert table["exporter_proxy_config_hash"][()] == int(SHA256[:12], 16)
     ((version, _), one), *_ = table["exporter_proxy_build_info"].items()
     assert (version, one) == (__version__, 1)
