@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types check run bench
+.PHONY: help setup test lint types check run bench dist lock
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,3 +25,10 @@ run: ## serve the exporters of this host, or a demo exporter, on 127.0.0.1:9099
 
 bench: setup ## CPU per scrape beside nginx and others
 	.venv/bin/python -m tests.bench
+
+dist: setup ## wheel, sdist, wheelhouse and Debian packages, into dist/
+	rm -rf dist
+	.venv/bin/python packaging/dist.py
+
+lock: setup ## pin the newest versions that pyproject.toml allows
+	.venv/bin/python packaging/lock.py
