@@ -72,17 +72,10 @@ def build(wheel: Path, version: str, release: Release, architecture: str, destin
         _write_control(root, package_version, release, architecture)
         normalise(root)
         built = destination / f"{PACKAGE}_{package_version}_{architecture}.deb"
-        command = [
-            "dpkg-deb",
-            "--root-owner-group",
-            "-Zxz",
-            "--threads-max=1",
-            "--build",
-            str(root),
-            str(built),
-        ]
+        # -z2: a tenth larger than the best, in a quarter of the time.
+        command = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z2", "--threads-max=1", "--build"]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(source_date_epoch())}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        subprocess.run([*command, root, built], check=True, stdout=subprocess.DEVNULL, env=environment)
     return built
 
 

@@ -62,7 +62,7 @@ def write_tar_gz(destination: Path, members: Iterable[tuple[str, bytes, bool]]) 
             member.size, member.mtime = len(content), epoch
             member.mode = 0o755 if is_executable else 0o644
             archive.addfile(member, io.BytesIO(content))
-    destination.write_bytes(gzip.compress(packed.getvalue(), compresslevel=6, mtime=epoch))
+    destination.write_bytes(gzip.compress(packed.getvalue(), compresslevel=1, mtime=epoch))
 
 
 def sha256(path: Path) -> str:
