@@ -1,6 +1,7 @@
 """What README.md shows is what happens: transcripts, configurations and Prometheus's side of it.
 
-Its tables are compared with the program in test_tables.py, its quick start in test_quick_start.py.
+Its tables are compared with the program in test_tables.py, its quick start in test_quick_start.py, and its
+installation in tests/packaging/test_readme_install.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.readme.document import Block, blocks, difference, steps
 from tests.readme.site import PROXY, SERVE, Host, host
 
 QUICK_START = "Quick start"
+INSTALL = "Install"
 BLOCKS = list(blocks())
 TERMINAL_COLUMNS = 120
 PICTURE_COLUMNS = 80
@@ -32,7 +34,7 @@ PATIENCE_SECONDS = 30.0
 def kind_of(block: Block) -> str:
     """What a block is and so how it is tested; anything else is an error."""
     if block.language == "console":
-        return "quick start" if block.section == QUICK_START else "transcript"
+        return {QUICK_START: "quick start", INSTALL: "install"}.get(block.section, "transcript")
     if block.language == "yaml":
         keys = yaml.safe_load(block.text).keys()
         if keys <= set(WEB_KEYS):
@@ -53,7 +55,8 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
     # A kind without blocks would mean tests without cases.
     kinds = {kind_of(block) for block in BLOCKS}
     assert kinds == {
-        *("quick start", "transcript", "config", "web config", "prometheus", "picture", "synopsis")
+        *("quick start", "install", "transcript", "config", "web config"),
+        *("prometheus", "picture", "synopsis"),
     }
 
 
@@ -178,7 +181,7 @@ def test_blocks_look_right_on_a_terminal(block: Block) -> None:
     assert not re.search(r"[ \t]$", block.text, re.MULTILINE)
     columns = PICTURE_COLUMNS if kind_of(block) == "picture" else TERMINAL_COLUMNS
     # What a program prints has the length that it has.
-    lines = [line for line in block.text.splitlines() if kind_of(block) not in ("quick start", "transcript")]
+    lines = [line for line in block.text.splitlines() if block.language != "console"]
     assert all(len(line) <= columns for line in lines)
 
 

@@ -1,0 +1,1 @@
+"""What is delivered: packages, units and the image's recipe."""

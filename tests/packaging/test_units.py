@@ -1,0 +1,114 @@
+"""The systemd units, judged by systemd itself as far as that goes without it running."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter_proxy.cli import DEFAULT_CONFIG_FILES
+from tests.packaging.artefacts import PACKAGING, needs
+
+UNITS = PACKAGING / "systemd"
+SERVICE = UNITS / "exporter_proxy.service"
+SOCKET_DROP_IN = Path("exporter_proxy.service.d/10-socket.conf")
+PROGRAM = "/usr/bin/exporter_proxy"
+MAX_EXPOSURE = 1.2
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The units where systemd would find them, for a program that is on this machine."""
+    directory = tmp_path / "etc/systemd/system"
+    shutil.copytree(UNITS, directory)
+    service = directory / SERVICE.name
+    text = service.read_text()
+    assert f"ExecStart={PROGRAM} " in text
+    service.write_text(text.replace(PROGRAM, sys.executable))
+    return directory
+
+
+def directives(unit: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("with_socket", [False, True], ids=["alone", "with its socket"])
+def test_systemd_understands_every_line(installed: Path, with_socket: bool) -> None:
+    if not with_socket:
+        shutil.rmtree(installed / SOCKET_DROP_IN.parent)
+        (installed / "exporter_proxy.socket").unlink()
+    units = sorted(installed.glob("exporter_proxy.s*[et]"))
+    result = subprocess.run(
+        [needs("systemd-analyze"), "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("with_socket", [False, True], ids=["alone", "with its socket"])
+def test_systemd_rates_the_service_as_safe(with_socket: bool, tmp_path: Path) -> None:
+    # Offline, drop-ins are not looked for: what they add comes last.
+    service = tmp_path / SERVICE.name
+    service.write_text(SERVICE.read_text())
+    if with_socket:
+        sections = (UNITS / SOCKET_DROP_IN).read_text()
+        service.write_text(f"{service.read_text()}\n{sections}")
+    result = subprocess.run(
+        [
+            needs("systemd-analyze"),
+            "security",
+            "--offline=true",
+            f"--threshold={MAX_EXPOSURE * 10:.0f}",
+            str(service),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"Overall exposure level for exporter_proxy.service: ([\d.]+)", result.stdout)
+    assert found is not None, result.stderr
+    assert float(found[1]) <= MAX_EXPOSURE
+    assert result.returncode == 0
+
+
+def test_the_metrics_of_the_process_stay_visible() -> None:
+    assert "ProcSubset" not in dict(directives(SERVICE))
+
+
+def test_the_network_is_closed_only_where_systemd_holds_the_port() -> None:
+    assert not [name for name, _ in directives(SERVICE) if name.startswith("IPAddress")]
+    drop_in = directives(UNITS / SOCKET_DROP_IN)
+    assert [value for name, value in drop_in if name == "IPAddressDeny"] == ["any"]
+    assert [value for name, value in drop_in if name == "IPAddressAllow"] == ["localhost"]
+    assert ("Requires", "exporter_proxy.socket") in drop_in
+
+
+def test_the_service_reads_the_configuration_that_commands_read() -> None:
+    start = dict(directives(SERVICE))["ExecStart"]
+    assert start == f"{PROGRAM} serve --config.file={DEFAULT_CONFIG_FILES[-1]}"
+
+
+def test_the_daemon_comes_back_whatever_happens() -> None:
+    service = dict(directives(SERVICE))
+    assert (service["Restart"], service["StartLimitIntervalSec"], service["WatchdogSec"]) == (
+        "always",
+        "0",
+        "30s",
+    )
+
+
+def test_what_ends_a_hung_daemon_shows_where_it_hung(tmp_path: Path) -> None:
+    name, _, value = dict(directives(SERVICE))["Environment"].partition("=")
+    code = "import os, signal\ndef stuck_here(): os.kill(os.getpid(), signal.SIGABRT)\nstuck_here()"
+    result = subprocess.run(
+        ["sh", "-c", 'ulimit -c 0; exec "$0" -c "$1"', sys.executable, code],
+        env={name: value},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "in stuck_here" in result.stderr
