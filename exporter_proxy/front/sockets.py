@@ -21,7 +21,9 @@ from pathlib import Path
 from exporter_proxy.config.schema import Listen, ListenAddress, StarterListen, SystemdListen, UnixListen
 from exporter_proxy.systemd import passed_descriptors, why_nothing_was_passed
 
-BACKLOG = 512
+BACKLOG = 4096
+"""Connections that the kernel keeps for us; net.core.somaxconn may allow fewer. Whoever finds the
+queue full tries again after a second, then three: a long queue is emptied sooner than that."""
 STARTER_VARIABLE = "SERVER_STARTER_PORT"
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _PROBE_SECONDS = 1.0
