@@ -78,8 +78,8 @@ class Proxy:
             change = route.record.add(exchange)
             if change is not None:
                 self._log_change(route, change.event, change.reason, exchange)
-        elif exchange.reason is not None:
-            self.denied[exchange.reason] = self.denied.get(exchange.reason, 0) + 1
+        elif exchange.reason is not None and exchange.reason in self.denied:
+            self.denied[exchange.reason] += 1
         access_log = self.running.access_log
         if access_log is not None:
             line, writer = access_log
