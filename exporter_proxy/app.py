@@ -244,9 +244,10 @@ async def _send_all(status: int, headers: Headers, body: bytes, exchange: Exchan
 async def _interrupted(exchange: Exchange, send: Send) -> None:
     """The task was cancelled: the scraper left, or the daemon stops and waits no longer."""
     if exchange.client_gone:
-        exchange.reason = Reason.CLIENT_GONE
-        exchange.message = "the scraper closed its connection before the answer was complete"
-        exchange.status = 499  # nginx's number; whatever had been sent, nobody read it
+        if exchange.reason is not Reason.CLIENT_SLOW:  # for that it was the front that closed
+            exchange.reason = Reason.CLIENT_GONE
+            exchange.message = "the scraper closed its connection before the answer was complete"
+            exchange.status = 499  # nginx's number; whatever had been sent, nobody read it
         return
     await _send_error(
         ScrapeError(Reason.DRAINING, "exporter_proxy is stopping and shutdown_timeout is over; try again"),

@@ -61,8 +61,8 @@ def error_body(message: str) -> bytes:
     return f"exporter_proxy: {message}\n".encode("utf-8", "backslashreplace")
 
 
-def closing_response(denied: Denied, added: AddedHeaders | None) -> bytes:
-    """A whole response that refuses and announces the close."""
+def closing_response(denied: Denied, is_head: bool, added: AddedHeaders | None) -> bytes:
+    """A whole response that refuses and announces the close; to HEAD it has no body."""
     body = error_body(denied.message)
     parts = [STATUS_LINE[denied.status]]
     headers = denial_headers(denied, len(body))
@@ -71,4 +71,4 @@ def closing_response(denied: Denied, added: AddedHeaders | None) -> bytes:
         parts.append(added.wire)
     for name, value in headers:
         parts += [name, b": ", value, b"\r\n"]
-    return b"".join([*parts, b"Connection: close\r\n\r\n", body])
+    return b"".join([*parts, b"Connection: close\r\n\r\n", b"" if is_head else body])

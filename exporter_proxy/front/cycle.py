@@ -49,6 +49,7 @@ class Cycle:
         "_sends_body",
         "_transport",
         "exchange",
+        "head_bytes",
         "is_complete",
         "keep_alive",
         "scope",
@@ -69,6 +70,8 @@ class Cycle:
         self.scope = scope
         self.exchange = exchange
         self.keep_alive = keep_alive
+        self.head_bytes = 0
+        """What its headers take in memory, roughly."""
         self._head = b""
         self.is_complete = False
         self.task: asyncio.Task[None] | None = None

@@ -13,7 +13,6 @@ deadline has moved on meanwhile.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import deque
 from typing import Any
@@ -23,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from exporter_proxy.access import Address, plain_address
 from exporter_proxy.config.schema import Network
+from exporter_proxy.front import target
 from exporter_proxy.front.answers import closing_response
 from exporter_proxy.front.cycle import Cycle
 from exporter_proxy.front.state import FrontLimits, FrontState
@@ -32,12 +32,11 @@ from exporter_proxy.reasons import Denied, Reason
 
 MAX_PIPELINED = 100
 """Requests sent ahead of their answers; Prometheus sends none."""
+MAX_PIPELINED_BYTES = 64 * 1024
+"""What their headers may take in memory, roughly; or ``max_header_bytes``, if that is more."""
 LINGER_SECONDS = 5.0
 
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*\Z")
-_REQUEST_START = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
-_ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)\Z", re.IGNORECASE | re.DOTALL)
-_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_END_OF_HEAD = b"\r\n\r\n"
 _ASGI_VERSION = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -65,9 +64,13 @@ class ScraperProtocol(HttpToolsProtocol):
         self._has_asked = False
         self._is_in_head = False
         self._ignores_input = False
+        """Nothing that still comes is a request."""
         self._unfinished_head = bytearray()
-        """What has come since the last complete head."""
+        """What has come since the end of the last complete head."""
+        self._unread_since: float | None = None
+        """Since when the scraper has not read enough for more of an answer to be written."""
         self._refusal: Denied | None = None
+        self._refuses_head = False
         self._last_host = b""
         self._limits_at_check: FrontLimits | None = None
         """Those that the scraper's certificate was checked against."""
@@ -102,6 +105,7 @@ class ScraperProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.is_complete and cycle.task is not None:
             cycle.exchange.client_gone = True
             cycle.task.cancel()
+        self.cycle = None  # it holds this protocol: freed now, not when the collector comes round
         self.pipeline.clear()
         self.flow.resume_writing()
         self.parser = None  # type: ignore[assignment]
@@ -119,12 +123,28 @@ class ScraperProtocol(HttpToolsProtocol):
             if self.cycle is not None:
                 (self.pipeline[0] if self.pipeline else self.cycle).keep_alive = False
         except httptools.HttpParserError as error:
-            if not self._ignores_input:  # a body that is not read may be as wrong as it likes
-                self._refuse(self._malformed(error))
-        if len(self._unfinished_head) > self.state.limits.max_header_bytes:
-            self._refuse(self._head_too_large())
+            if not self._ignores_input:  # in a body that nobody reads nothing is malformed
+                self._refuse(target.malformed(error, self._unfinished_head, self._has_asked))
+        if self._ignores_input:
+            self._unfinished_head.clear()
+        elif len(self._unfinished_head) > self.state.limits.max_header_bytes or (
+            self._is_in_head and len(self.headers) > target.MAX_HEADER_LINES
+        ):
+            self._refuse(target.head_too_large(self.state.limits.max_header_bytes))
         elif self._is_idle_in_head():
             self._limit_deadline(time.monotonic() + self.state.limits.read_header_timeout_seconds)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: an answer waits for the scraper to read."""
+        super().pause_writing()
+        if not self.is_idle:
+            self._unread_since = time.monotonic()
+            self._check_unread(self._unread_since)
+
+    def resume_writing(self) -> None:
+        """Called by the event loop: the scraper has read."""
+        super().resume_writing()
+        self._unread_since = None
 
     # httptools callbacks
 
@@ -136,13 +156,14 @@ class ScraperProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line, names in lower case as ASGI has them."""
-        self.headers.append((name.lower(), value))
+        # No trailers, which would join the headers of a request that has begun (RFC 9110 section 6.5.1).
+        if self._is_in_head and len(self.headers) <= target.MAX_HEADER_LINES:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """A request is complete: nobody waits for its body."""
         self._is_in_head = False
-        raw_head = bytes(self._unfinished_head)
-        self._unfinished_head.clear()
+        raw_head = self._take_raw_head()
         if self._refusal is not None or self._ignores_input:
             return
         limits = self.state.limits
@@ -173,21 +194,20 @@ class ScraperProtocol(HttpToolsProtocol):
                         Denied(Reason.BAD_REQUEST, "a Transfer-Encoding other than chunked"), exchange
                     )
                     return
-        if head_bytes > limits.max_header_bytes:
-            self._refuse(self._head_too_large(), exchange)
+        if head_bytes > limits.max_header_bytes or len(headers) > target.MAX_HEADER_LINES:
+            self._refuse(target.head_too_large(limits.max_header_bytes), exchange)
             return
-        problem = self._version_or_host_problem(host, version)
+        problem = None if version == "1.1" else target.version_problem(version, self.url, raw_head)
+        if problem is None and (host is None or host != self._last_host):
+            problem = target.host_problem(host, version)
+            self._last_host = host or b""
         if problem is None and limits is not self._limits_at_check:
             # At the first request, and again after a reload. Not sooner: Go's client takes an answer
             # that comes before its request for garbage.
             problem = name_problem(self.transport, self.address, limits.client_allowed_sans)
             self._limits_at_check = limits if problem is None else None
-        if version != "1.1" and self.url + b" RTSP/" in raw_head:
-            problem = Denied(
-                Reason.BAD_REQUEST, "RTSP is not spoken; use HTTP/1.1"
-            )  # llhttp takes it for HTTP
         if problem is None and (not path.startswith(b"/") or b"#" in self.url):
-            problem = self._target_problem(exchange, host)
+            problem = target.target_problem(exchange, self.url, host)
         if problem is not None:
             self._refuse(problem, exchange)
             return
@@ -212,18 +232,10 @@ class ScraperProtocol(HttpToolsProtocol):
             "address": self.address,
             "admitted_by": self.admitted_by,
         }
-        self._begin(
-            Cycle(
-                scope,
-                exchange,
-                self.transport,
-                self.flow,
-                keep_alive,
-                self._finish,
-                self.state.log,
-                limits.added_headers,
-            )
-        )
+        log, added = self.state.log, limits.added_headers
+        cycle = Cycle(scope, exchange, self.transport, self.flow, keep_alive, self._finish, log, added)
+        cycle.head_bytes = head_bytes + target.HEADER_LINE_BYTES * len(headers)
+        self._begin(cycle)
 
     def on_body(self, body: bytes) -> None:
         """Request bodies are dropped as they come."""
@@ -231,16 +243,28 @@ class ScraperProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Nothing waits for the end of a request's body."""
 
+    def _take_raw_head(self) -> bytes:
+        """The head that is complete; what came behind it stays."""
+        received = self._unfinished_head
+        if received.startswith((b"\r", b"\n")):  # blank lines ahead of a request (RFC 9112 section 2.2)
+            received = self._unfinished_head = received.lstrip(b"\r\n")
+        head = bytes(received[: received.find(_END_OF_HEAD)])  # not found: HTTP/0.9, which is refused
+        del received[: len(head) + len(_END_OF_HEAD)]
+        return head
+
     # One request after the other
+
+    def _may_queue(self, cycle: Cycle) -> bool:
+        ahead_bytes = cycle.head_bytes + sum(queued.head_bytes for queued in self.pipeline)
+        allowed_bytes = max(MAX_PIPELINED_BYTES, self.state.limits.max_header_bytes)
+        return len(self.pipeline) < MAX_PIPELINED and ahead_bytes <= allowed_bytes
 
     def _begin(self, cycle: Cycle) -> None:
         if self.idle_since is None:
-            if len(self.pipeline) >= MAX_PIPELINED:
-                self._refuse(
-                    Denied(Reason.BAD_REQUEST, f"more than {MAX_PIPELINED} requests ahead of their answers")
-                )
-                return
-            self.pipeline.appendleft(cycle)
+            if self._may_queue(cycle):
+                self.pipeline.appendleft(cycle)
+            else:
+                self._refuse(Denied(Reason.BAD_REQUEST, "too many requests ahead of their answers"))
             return
         self.idle_since = None
         self._has_asked = True
@@ -297,7 +321,11 @@ class ScraperProtocol(HttpToolsProtocol):
 
     def _check_deadline(self) -> None:
         self._timer = None
-        if not self.is_idle or self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self.is_idle:
+            if self._unread_since is not None:
+                self._check_unread(self._unread_since)
             return
         if time.monotonic() < self._deadline:
             self._arm_timer()
@@ -309,53 +337,21 @@ class ScraperProtocol(HttpToolsProtocol):
                 self._record(Denied(Reason.HEADER_TIMEOUT, "no request came"), None)
             self.transport.abort()
 
+    def _check_unread(self, since: float) -> None:
+        """Cut off who asks and never reads; a scrape's own deadline comes first, a page has none."""
+        limit_seconds = self.state.limits.keep_alive_timeout_seconds
+        if self.cycle is None:
+            return
+        exchange = self.cycle.exchange
+        self._deadline = since + max(limit_seconds, exchange.timeout_seconds)
+        if time.monotonic() < self._deadline:
+            self._limit_deadline(self._deadline)
+            return
+        exchange.reason = Reason.CLIENT_SLOW
+        exchange.message = f"the client read nothing for {limit_seconds:g} s (keep_alive_timeout)"
+        self.transport.abort()
+
     # Refusals
-
-    def _version_or_host_problem(self, host: bytes | None, version: str) -> Denied | None:
-        if version not in ("1.1", "1.0"):
-            return Denied(Reason.BAD_REQUEST, f"HTTP/{version} is not spoken; use HTTP/1.1")
-        if host is None:
-            if version == "1.1":
-                return Denied(Reason.BAD_REQUEST, "no Host header; HTTP/1.1 requires one")
-        elif host != self._last_host:
-            if not _HOST.match(host.strip(b" \t")):
-                return Denied(Reason.BAD_REQUEST, "the Host header is not a host")
-            self._last_host = host
-        return None
-
-    def _target_problem(self, exchange: Exchange, host: bytes | None) -> Denied | None:
-        """Judge a request-target that is no plain path (RFC 9112 section 3.2).
-
-        The absolute form is taken where it names the host that the Host header names.
-        """
-        if b"#" in self.url:
-            return Denied(Reason.BAD_REQUEST, "a fragment (#) does not belong in a request")
-        absolute = _ABSOLUTE_FORM.match(self.url)
-        if absolute is None:
-            if exchange.method in ("CONNECT", "OPTIONS"):
-                return Denied(Reason.METHOD, f"{exchange.method} is not served; use GET or HEAD")
-            return Denied(Reason.BAD_REQUEST, "the request target is not a path")
-        scheme, authority, rest = absolute.groups()
-        port = _DEFAULT_PORTS[scheme.lower()]
-        if authority.lower().removesuffix(port) != (host or b"").strip(b" \t").lower().removesuffix(port):
-            return Denied(Reason.BAD_REQUEST, "the request target names another host than the Host header")
-        path, _, exchange.query = rest.partition(b"?")
-        exchange.path = path or b"/"
-        return None
-
-    def _malformed(self, error: httptools.HttpParserError) -> Denied:
-        start = bytes(self._unfinished_head[:64])
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_START.match(start):
-            return Denied(Reason.METHOD, "that method is not served; use GET or HEAD")
-        if start[:2] == b"\x16\x03" and not self._has_asked:
-            return Denied(Reason.BAD_REQUEST, "this port speaks plain HTTP; use http:// instead of https://")
-        return Denied(Reason.BAD_REQUEST, f"malformed request: {error}")
-
-    def _head_too_large(self) -> Denied:
-        limit = self.state.limits.max_header_bytes
-        return Denied(
-            Reason.BAD_REQUEST, f"request headers over max_header_bytes ({limit} bytes)", status=431
-        )
 
     def _refuse(self, denied: Denied, exchange: Exchange | None = None) -> None:
         """Refuse what came and read nothing more; answers under way go out first."""
@@ -363,12 +359,15 @@ class ScraperProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return
         self._refusal = denied
+        method = exchange.method if exchange is not None else target.method_of(self._unfinished_head)
+        self._refuses_head = method == "HEAD"
         self._record(denied, exchange)
         if self.is_idle:
             self._send_refusal(denied)
 
     def _send_refusal(self, denied: Denied) -> None:
-        self.transport.write(closing_response(denied, self.state.limits.added_headers))
+        added = self.state.limits.added_headers
+        self.transport.write(closing_response(denied, self._refuses_head, added))
         self._close_gently()
 
     def _record(self, denied: Denied, exchange: Exchange | None) -> None:

@@ -11,6 +11,7 @@ from typing import cast
 
 from exporter_proxy.front.answers import closing_response
 from exporter_proxy.front.state import FrontState
+from exporter_proxy.front.target import method_of
 from exporter_proxy.reasons import Denied
 
 MAX_REFUSALS_AT_ONCE = 64
@@ -42,7 +43,8 @@ class RefusingProtocol(asyncio.Protocol):
         if self._has_answered or self._transport is None:
             return
         self._has_answered = True
-        self._transport.write(closing_response(self._denied, self._state.limits.added_headers))
+        added = self._state.limits.added_headers
+        self._transport.write(closing_response(self._denied, method_of(data) == "HEAD", added))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:

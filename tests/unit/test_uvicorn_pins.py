@@ -96,9 +96,11 @@ OVERRIDDEN = {
     "on_headers_complete",
     "on_message_begin",
     "on_message_complete",
+    "pause_writing",
+    "resume_writing",
     "shutdown",
 }
-INHERITED = {"eof_received", "on_url", "pause_writing", "resume_writing"}
+INHERITED = {"eof_received", "on_url"}
 """Called by the event loop or by httptools; uvicorn's own are good."""
 UNREACHED = {
     "_get_upgrade",
