@@ -72,7 +72,7 @@ def test_connections_from_a_denied_address_take_nobodys_place() -> None:
         contextlib.ExitStack() as wires,
     ):
         for _ in range(300):
-            wires.enter_context(daemon.connect(source="127.0.0.2"))
+            wires.enter_context(daemon.connect(source="127.66.0.1"))
         assert daemon.metric(CONNECTIONS) <= 8
         assert daemon.fd_count() < 8 + 64 + 32
 

@@ -13,7 +13,7 @@ from tests.daemon import Daemon, proxied, wait_until
 from tests.fakes.exporter import PAGE, FakeExporter
 from tests.wire import request
 
-ALLOWED, DENIED = "127.0.0.1", "127.0.0.2"
+ALLOWED, DENIED = "127.0.0.1", "127.66.0.1"
 CLAIMS = [
     ("X-Forwarded-For", ALLOWED),
     ("X-Forwarded-For", f"{ALLOWED}, {DENIED}"),
