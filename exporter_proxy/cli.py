@@ -25,7 +25,7 @@ from exporter_proxy.config import (
 )
 
 DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
-COMMANDS = ("serve", "check", "scrape")
+COMMANDS = ("serve", "check", "discover", "scrape")
 
 
 class NoConfigError(Exception):
@@ -96,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_file(check)
     _add_web_config_file(check)
     check.set_defaults(run=_check)
+
+    discover = commands.add_parser(
+        "discover", help="find the exporters of this host, as a configuration", allow_abbrev=False
+    )
+    discover.add_argument("--format", choices=("config",), default="config", help="a configuration file")
+    discover.set_defaults(run=_discover)
 
     scrape = commands.add_parser(
         "scrape", help="scrape one exporter once, as Prometheus would", allow_abbrev=False
@@ -186,6 +192,14 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{path}: warning: {warning}", file=sys.stderr)
     count = len(config.exporters)
     print(f"{path}: OK ({count} exporter{'' if count == 1 else 's'})")
+    return 0
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from exporter_proxy.discover import config_text, discover_exporters  # noqa: PLC0415
+    from exporter_proxy.discovered import DEFAULT_LISTEN  # noqa: PLC0415
+
+    print(config_text(asyncio.run(discover_exporters()), DEFAULT_LISTEN), end="")
     return 0
 
 
