@@ -1,0 +1,1 @@
+"""Whole machines under test: systemd guests that Ansible's role is played on."""
