@@ -28,7 +28,11 @@ def main() -> int:
         prog="install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, default=Path("/opt/exporter_proxy"))
-    directory = parser.parse_args().directory.absolute()
+    parser.add_argument(
+        "--keep-current", action="store_true", help="leave DIR/current at the release that it links to"
+    )
+    options = parser.parse_args()
+    directory = options.directory.absolute()
     if sys.version_info < OLDEST_PYTHON:
         version = "{}.{}".format(*OLDEST_PYTHON)
         return fail(
@@ -41,10 +45,11 @@ def main() -> int:
     try:
         if not (release / FINISHED).exists():
             install(release)
-        set_current(directory / "current", Path("releases") / release.name)
+        if not options.keep_current:
+            set_current(directory / "current", Path("releases") / release.name)
     except (OSError, subprocess.CalledProcessError) as error:
         return fail(f"{release}: {error}")
-    print(f"{directory}/current/venv/bin/exporter_proxy")
+    print(f"{release if options.keep_current else directory / 'current'}/venv/bin/exporter_proxy")
     return 0
 
 
