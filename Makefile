@@ -1,14 +1,19 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types check run bench dist lock
+.PHONY: help setup test lint types check run bench dist lock vm-test
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## what is missing of packages (apt) and Python environment (.venv)
 	@.ci/setup
 
 test: setup ## all tests; some of them: make test ARGS="-k reload"
 	.venv/bin/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+VM_TESTS = tests/vm
+vm-test: ## as root: Ansible's role on Debian 12 and 13 guests, and a rollout on ten of them
+	@.ci/setup vm
+	.venv/bin/python -m pytest -m vm -n 2 --dist loadfile $(VM_TESTS)
 
 lint: setup ## style and formatting
 	.venv/bin/ruff check .

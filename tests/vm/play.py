@@ -1,0 +1,141 @@
+"""Runs Ansible's playbooks against the guests of a lab, and tells what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.vm.lab import Lab
+from tests.vm.releases import REPOSITORY
+
+COLLECTION = REPOSITORY / "ansible"
+SITE = """\
+- name: Play the role
+  hosts: exporter_proxy
+  gather_facts: false
+  roles: [exporter_proxy.fleet.exporter_proxy]
+"""
+PLAY_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Recap:
+    """What ansible-playbook counted for one host."""
+
+    host: str
+    ok: int
+    changed: int
+    unreachable: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One run of ansible-playbook."""
+
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def recaps(self) -> dict[str, Recap]:
+        found = re.findall(
+            r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)",
+            self.output,
+            re.MULTILINE,
+        )
+        return {host: Recap(host, *map(int, counts)) for host, *counts in found}
+
+    @property
+    def recap(self) -> Recap:
+        """That of the only host."""
+        (recap,) = self.recaps.values()
+        return recap
+
+    @property
+    def summary(self) -> str:
+        """The recap's lines and how long it all took."""
+        lines = re.findall(r"^\S+\s+: ok=.*$", self.output, re.MULTILINE)
+        return "\n".join(" ".join(line.split()) for line in lines) + f" ({self.seconds:.1f} s)"
+
+
+def tool(name: str) -> Path:
+    """A program of Ansible's, beside this Python."""
+    return Path(sys.executable).with_name(name)
+
+
+def collections_path(directory: Path) -> Path:
+    """A directory that Ansible finds the collection in, as it is in this tree."""
+    place = directory / "collections" / "ansible_collections" / "exporter_proxy"
+    place.mkdir(parents=True, exist_ok=True)
+    link = place / "fleet"
+    if not link.is_symlink():
+        link.symlink_to(COLLECTION)
+    return directory / "collections"
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Settings of Ansible for tests: ours only, whatever this machine has."""
+    settings = directory / "ansible.cfg"
+    settings.write_text("[defaults]\n")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
+        "ANSIBLE_CONFIG": str(settings),
+        "ANSIBLE_COLLECTIONS_PATH": str(collections_path(directory)),
+        "ANSIBLE_HOME": str(directory / "home"),
+        "ANSIBLE_PIPELINING": "true",
+        "ANSIBLE_NOCOLOR": "true",
+        "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false",
+        "ANSIBLE_DEPRECATION_WARNINGS": "true",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+
+def play(
+    lab: Lab,
+    directory: Path,
+    variables: dict[str, Any],
+    *arguments: str,
+    playbook: str = "",
+    groups: dict[str, Any] | None = None,
+) -> Played:
+    """Play the role, or another playbook, in the lab's network; ``variables`` are the group's.
+
+    Args:
+        lab: whose guests are the hosts.
+        directory: for the inventory and everything else that is written here.
+        variables: of the group of guests.
+        arguments: further ones of ansible-playbook.
+        playbook: the name of another one than the role's own.
+        groups: further groups of the inventory.
+    """
+    inventory = json.loads(lab.write_inventory().read_text())
+    inventory["exporter_proxy"]["vars"] = variables
+    inventory.update(groups or {})
+    (directory / "inventory.yml").write_text(json.dumps(inventory, indent=2))
+    (directory / "site.yml").write_text(SITE)
+    begun = time.monotonic()
+    done = subprocess.run(
+        lab.command(
+            str(tool("ansible-playbook")),
+            f"--inventory={directory / 'inventory.yml'}",
+            playbook or str(directory / "site.yml"),
+            *arguments,
+        ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PLAY_SECONDS,
+        env=environment(directory),
+    )
+    print(done.stdout)
+    return Played(done.returncode, done.stdout, time.monotonic() - begun)
