@@ -19,7 +19,7 @@ from exporter_proxy.config.addresses import ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
 from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
-from exporter_proxy.config.positions import Document, found, is_null
+from exporter_proxy.config.positions import Document, is_null, shape
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
 from exporter_proxy.config.schema import (
     ACCESS_LOG_FIELDS,
@@ -33,6 +33,7 @@ from exporter_proxy.config.schema import (
     ServerTls,
     WebConfig,
 )
+from exporter_proxy.config.secrets import SECRET_FILE_PATH
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.source import read_file
 from exporter_proxy.config.tokens import read_tokens
@@ -210,7 +211,8 @@ def _top_section(document: Document) -> Section:
         message = "the file is empty; it needs an exporters section, see config.example.yml"
         raise ConfigError([Problem(document.source, None, None, "", message)])
     if not isinstance(root, yaml.MappingNode):
-        document.report(root, "", f'expected keys such as "listen" and "exporters", got {found(root)}')
+        # Its text is not shown: a key or a file of passwords is one long text to YAML.
+        document.report(root, "", f'expected keys such as "listen" and "exporters", got {shape(root)}')
         raise ConfigError(in_file_order(document.problems))
     return Section(document, root, root, "", TOP_KEYS)
 
@@ -263,10 +265,15 @@ def _read_web_config_file(top: Section, base_dir: str) -> _WebFile:
 
 
 def _read_tokens_file(top: Section, base_dir: str) -> str | None:
-    given = top.get("bearer_tokens_file", FILE_PATH, None)
+    given = top.get("bearer_tokens_file", SECRET_FILE_PATH, None)
     if given is None:
         return None
     path = os.path.join(base_dir, given)  # noqa: PTH118 - as above
+    wrong = check_readable(path)
+    if wrong is not None:
+        # The path is not shown: it may well be a token, put where the file belongs.
+        top.report("bearer_tokens_file", wrong)
+        return path
     try:
         read_tokens(path)
     except ConfigError as error:

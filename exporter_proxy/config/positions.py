@@ -192,8 +192,12 @@ def is_boolean(node: yaml.Node) -> bool:
 
 
 def join(path: str, key: object) -> str:
-    """The key path of ``key`` in the mapping at ``path``."""
-    shown = (visible(key) or '""') if isinstance(key, str) else "?"
+    """The key path of ``key`` in the mapping at ``path``.
+
+    Without the blank after its colon ``{password:secret}`` is one key, so the rest of it is not shown.
+    """
+    name, colon, _ = key.partition(":") if isinstance(key, str) else ("?", "", "")
+    shown = f"{visible(name)}:***" if colon else visible(name) or '""'
     return f"{path}.{shown}" if path else shown
 
 

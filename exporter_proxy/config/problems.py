@@ -1,7 +1,8 @@
 """What is wrong with a configuration and where: the only error that loading one can raise.
 
 Text from the file that a message shows goes through here, so that a message stays on one
-line, stays short and never shows the user name and password of a URL.
+line, stays short and never shows what can be told to be secret: the user name and password of
+a URL, a key, a password's hash.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _MAX_SHOWN_CHARACTERS = 120
+_PEM_OR_HASH = re.compile(r"(-----BEGIN|\$2[abxy]?\$).*", re.DOTALL)
 _URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -59,12 +61,12 @@ def quoted(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` without URL credentials, on one line, cut where it is long.
+    """``text`` without URL credentials, keys and hashes, on one line, cut where it is long.
 
     Characters that do not print are escaped: a right-to-left mark in a file name or key
     must not be able to rearrange the message.
     """
-    shown = _without_credentials(text)
+    shown = _PEM_OR_HASH.sub(r"\1***", _without_credentials(text))
     if len(shown) > _MAX_SHOWN_CHARACTERS:
         shown = shown[: _MAX_SHOWN_CHARACTERS - 3] + "..."
     if shown.isprintable():

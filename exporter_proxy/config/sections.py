@@ -34,7 +34,8 @@ class Section:
     ) -> None:
         """Reports the keys that are not in ``known_keys``; ``None``: any key may occur.
 
-        With ``private_keys`` without showing them: ``{admin:secret}`` is a key, too.
+        With ``private_keys`` no key is shown that is not known: ``{admin:secret}`` is one, too, and so
+        is a password that stands where its user belongs.
 
         ``null_is_absent``: a known key without a value reads as if it were not there, here and
         in the sections below. Where any key may occur, its null is a value.
@@ -43,13 +44,13 @@ class Section:
         self._entries = document.entries(mapping)
         self._place = place
         self._null_is_absent = null_is_absent
+        self._shown_keys = (known_keys or ()) if private_keys else None
         self.path = path
         document.spend(len(self._entries))
         if known_keys is not None:
             for text, (key, _) in self._entries.items():
                 if text not in known_keys:
-                    shown = path if private_keys else join(path, text)
-                    document.report(key, shown, _unknown_key(text, known_keys))
+                    document.report(key, self.key_path(text), _unknown_key(text, known_keys))
             if null_is_absent:
                 self._entries = {text: pair for text, pair in self._entries.items() if not is_null(pair[1])}
 
@@ -75,8 +76,9 @@ class Section:
         return node is None or is_null(node) or (isinstance(node, yaml.ScalarNode) and not node.value)
 
     def key_path(self, key: str) -> str:
-        """The key path of ``key`` in this section."""
-        return join(self.path, key)
+        """The key path of ``key`` in this section; the section's own where the key is not to be shown."""
+        is_shown = self._shown_keys is None or key in self._shown_keys
+        return join(self.path, key) if is_shown else self.path
 
     def place_of(self, key: str) -> yaml.Node:
         """The value of ``key``, or what stands for the section where it is not set."""

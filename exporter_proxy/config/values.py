@@ -216,7 +216,8 @@ def _parse_file_path(text: str) -> str:
     if not text:
         raise BadValue
     if not text.isprintable():
-        raise BadValue("it has a character that does not print")
+        # Of several lines: more likely what belongs into the file, which may be secret.
+        raise BadValue("it has a character that does not print", secret=True)
     return text
 
 

@@ -12,7 +12,7 @@ import re
 
 import yaml
 
-from exporter_proxy.config.positions import Document, found, is_null
+from exporter_proxy.config.positions import Document, is_null, shape
 from exporter_proxy.config.problems import ConfigError, in_file_order
 from exporter_proxy.config.schema import RateLimit, WebConfig
 from exporter_proxy.config.sections import Section
@@ -91,7 +91,8 @@ def parse_web_config(data: bytes, source: str) -> WebConfig:
     if root is None or is_null(root):
         return WebConfig(source, tls=None, headers=(), basic_auth_users=(), rate_limit=None, sha256=digest)
     if not isinstance(root, yaml.MappingNode):
-        document.report(root, "", f'expected keys such as "tls_server_config", got {found(root)}')
+        # Its text is not shown: a file of htpasswd's or a key is one long text to YAML.
+        document.report(root, "", f'expected keys such as "tls_server_config", got {shape(root)}')
         raise ConfigError(in_file_order(document.problems))
     top = Section(document, root, root, "", WEB_KEYS, null_is_absent=True)
     config = WebConfig(
@@ -131,7 +132,9 @@ def _read_http_server(top: Section) -> tuple[tuple[str, str], ...]:
 
 def _read_users(top: Section) -> tuple[tuple[str, str], ...]:
     """Names and hashes. A user without a hash is a problem: without it, nobody would be asked."""
-    section = top.section("basic_auth_users", known_keys=None, expected="a mapping from names to hashes")
+    section = top.section(
+        "basic_auth_users", known_keys=None, expected="a mapping from names to hashes", private_keys=True
+    )
     if section is None:
         return ()
     pairs: list[tuple[str, str]] = []

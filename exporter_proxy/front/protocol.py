@@ -170,6 +170,8 @@ class ScraperProtocol(HttpToolsProtocol):
         now = time.monotonic()
         method = self.parser.get_method().decode("ascii")
         path, _, query = self.url.partition(b"?")
+        if not path.startswith(b"/"):
+            path = target.without_user(path)
         exchange = Exchange(self.remote, method, path, query, now)
         headers = self.headers
         version = self.parser.get_http_version()

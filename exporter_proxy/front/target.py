@@ -64,6 +64,13 @@ def target_problem(exchange: Exchange, target: bytes, host: bytes | None) -> Den
     return None
 
 
+def without_user(path: bytes) -> bytes:
+    """The path of a target that is none, as it may be logged: without ``user:password@``."""
+    before, at, after = path.rpartition(b"@")
+    scheme, slashes, _ = before.partition(b"://")
+    return (scheme + slashes + b"***@" if slashes else b"***@") + after if at else path
+
+
 def method_of(received: bytes | bytearray) -> str:
     """The method of a request that begins so, be the rest of it what it may."""
     return _start(received).partition(b" ")[0].decode("latin-1")

@@ -1,7 +1,7 @@
-"""Secrets never show: not in a page, an answer, a log, the output of a command or a ``repr``.
+"""Secrets of exporters never show: not in a page, an answer, a log, the output of a command or a ``repr``.
 
 Each row of ``tests/planted.py`` is put in place, everything that can go well or wrong is made to happen,
-and then all that was written anywhere is searched.
+and then all that was written anywhere is searched. The daemon's own are ``test_own_secrets.py``'s.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.e2e.processes import MODULE
 from tests.fakes.exporter import PAGE, FakeExporter, Script, close, head, respond, send, stall
 from tests.fakes.ports import refusing_port
 from tests.inprocess import parts, run
-from tests.planted import AUTHORITY, CLIENT, ROWS, Keys, forms, planted, search
+from tests.planted import AUTHORITY, CLIENT, ROWS, Keys, forms, search, secrets
 
 SITUATIONS: dict[str, Script] = {
     "ok": respond(),
@@ -50,9 +50,9 @@ FURTHER: dict[str, Keys] = {
 ON = pytest.mark.parametrize("site", ["uvloop"], indirect=True)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", secrets())
 def test_the_search_finds_what_it_looks_for(name: str) -> None:
-    secret = ROWS[name].make(name)
+    secret = secrets()[name]
     for text in (
         secret,
         f"x {secret} y",
@@ -92,12 +92,11 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     AUTHORITY.issue_cert("127.0.0.1").configure_cert(context)
     exporters: dict[str, FakeExporter] = {}
     entries: Keys = {}
-    top: Keys = {"access_log": {"format": "json", "fields": list(ACCESS_LOG_FIELDS)}}
+    access_log = {"format": "json", "fields": list(ACCESS_LOG_FIELDS)}
     with ExitStack() as stack:
         refusing = stack.enter_context(refusing_port())
         for name, row in ROWS.items():
-            entry, own = planted(directory, row.plant, name, {})
-            top |= own
+            entry = row.plant(directory, row.make(name))
             for situation, script in SITUATIONS.items():
                 exporter = FakeExporter(script, tls=context if row.needs_tls else None)
                 exporters[f"{name}.{situation}"] = stack.enter_context(exporter)
@@ -112,7 +111,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for entry in entries.values():
             if "tls" in entry:
                 entry["tls"]["ca_file"] = str(directory / "ca.crt")
-        config = {**top, "exporters": entries}
+        config = {"access_log": access_log, "exporters": entries}
         environment = {"EXPORTER_PROXY_LOOP": request.param, "PYTHONFAULTHANDLER": "1"}
         if request.param == "asyncio":
             environment["PYTHONASYNCIODEBUG"] = "1"
@@ -125,16 +124,12 @@ def mistaken(directory: Path) -> Keys:
     """A configuration with every mistake of every row."""
     AUTHORITY.cert_pem.write_to_path(directory / "ca.crt")
     CLIENT.cert_chain_pems[0].write_to_path(directory / "client.crt")
-    config: Keys = {"exporters": {}}
-    for name, row in ROWS.items():
-        for number, mistake in enumerate(row.mistakes.values()):
-            url = "https://127.0.0.1:9100/metrics"
-            entry, own = planted(directory, mistake, name, {"url": url})
-            if own:  # there is room for one such mistake of each key
-                config = {**own, **config}
-            else:
-                config["exporters"][f"{name}_{number}"] = entry
-    return config
+    exporters = {
+        f"{name}_{number}": {"url": "https://127.0.0.1:9100/metrics", **mistake(directory, row.make(name))}
+        for name, row in ROWS.items()
+        for number, mistake in enumerate(row.mistakes.values())
+    }
+    return {"exporters": exporters}
 
 
 @pytest.mark.parametrize("site", ["uvloop", "asyncio"], indirect=True)
@@ -222,8 +217,9 @@ def test_scrape_shows_no_secret(site: Site, name: str) -> None:
 )
 def test_each_mistake_is_told_without_the_secret(name: str, mistake: str, tmp_path: Path) -> None:
     CLIENT.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
-    entry, own = planted(tmp_path, ROWS[name].mistakes[mistake], name, {"url": "https://127.0.0.1/"})
-    data = yaml.safe_dump({**own, "exporters": {"x": entry}}, width=10_000).encode()
+    keys = ROWS[name].mistakes[mistake](tmp_path, ROWS[name].make(name))
+    entry = {"url": "https://127.0.0.1/", **keys}
+    data = yaml.safe_dump({"exporters": {"x": entry}}, width=10_000).encode()
     with pytest.raises(ConfigError) as caught:
         parse_config(data, "config.yml")
     search(f"{caught.value} {caught.value!r} {caught.value.args}", mistake)
@@ -259,10 +255,10 @@ class _Defective(httpx.AsyncBaseTransport):
 def test_a_defect_shows_no_secret(name: str, tmp_path: Path) -> None:
     """The one line of a traceback that the log has, and the answer."""
     CLIENT.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
-    entry, own = planted(tmp_path, ROWS[name].plant, name, {"url": "https://127.0.0.1/"})
+    entry = {"url": "https://127.0.0.1/", **ROWS[name].plant(tmp_path, ROWS[name].make(name))}
 
     async def scenario() -> str:
-        async with parts(tmp_path / "log", {"x": entry}, **own) as made:
+        async with parts(tmp_path / "log", {"x": entry}) as made:
             made.route.transport = _Defective()
             answered = await made.scrape(made.request())
             assert answered.status == 500
