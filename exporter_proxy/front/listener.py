@@ -128,7 +128,7 @@ class Listener:
             self._refuse(connection, denied, remote)
             return
         accepted_at = time.monotonic()
-        task = state.loop.create_task(self._serve(connection, accepted_at, limits.allow_clients))
+        task = state.loop.create_task(self._serve(connection, remote, accepted_at, limits.allow_clients))
         self._admitting[task] = accepted_at
         task.add_done_callback(lambda done: self._admitting.pop(done, None))
 
@@ -136,7 +136,11 @@ class Listener:
         return len(self._state.connections) + len(self._admitting)
 
     async def _serve(
-        self, connection: socket.socket, accepted_at: float, admitted_by: tuple[Network, ...] | None
+        self,
+        connection: socket.socket,
+        remote: str,
+        accepted_at: float,
+        admitted_by: tuple[Network, ...] | None,
     ) -> None:
         state = self._state
         tls = state.ssl_context
@@ -148,7 +152,6 @@ class Listener:
                 ssl_handshake_timeout=state.limits.read_header_timeout_seconds if tls else None,
             )
         except (OSError, asyncio.CancelledError) as error:
-            remote = _remote(connection)
             connection.close()
             denied = _handshake_problem(error)
             if denied is None:
@@ -202,14 +205,6 @@ class Listener:
             )
         except OSError:
             connection.close()
-
-
-def _remote(connection: socket.socket) -> str:
-    try:
-        peer = connection.getpeername()
-    except OSError:  # it left
-        return ""
-    return str(plain_address(peer[0])) if isinstance(peer, tuple) else "unix"
 
 
 def _handshake_problem(error: BaseException) -> Denied | None:
