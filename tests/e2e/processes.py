@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import IO, Any, Self
 import pytest
 import yaml
 
-from tests.daemon import REPOSITORY
+from tests.daemon import REPOSITORY, wait_until
 
 MODULE = [sys.executable, "-m", "exporter_proxy"]
 START_SECONDS = 20.0
@@ -196,6 +197,8 @@ class Prometheus:
             )
         try:
             self._port = listening_port(self._process)
+            # It listens before it has opened its storage, and until then answers 503.
+            wait_until(self._is_ready, "Prometheus is ready", START_SECONDS)
         except BaseException:
             print((directory / "log").read_text())
             self.__exit__()
@@ -225,6 +228,13 @@ class Prometheus:
         result = self.query(expression)
         assert len(result) <= 1, f"{expression} is {len(result)} series"
         return float(result[0]["value"][1]) if result else None
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url("/-/ready"), timeout=START_SECONDS):
+                return True
+        except urllib.error.HTTPError:
+            return False
 
     def _ask(self, endpoint: str, **parameters: str) -> Any:
         query = urllib.parse.urlencode(parameters)
