@@ -93,7 +93,7 @@ class App:
         deadline = exchange.started + timeout
         record.in_flight += 1
         try:
-            with Deadline(deadline, self._proxy.front.loop):
+            with Deadline(deadline, self._proxy.deadlines):
                 request = _upstream_request(route, exchange, received, deadline if wanted else None)
                 if route.shares is None:
                     await _scrape_alone(request, route, exchange, send)

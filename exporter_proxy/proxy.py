@@ -6,6 +6,7 @@ value, ``running``, swapped in one assignment.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.reasons import DENIAL_STATUS, Reason
+from exporter_proxy.scrape.deadline import Deadlines
 from exporter_proxy.scrape.routing import Route, RouteTable
 
 AccessLogInForce = tuple[AccessLogFormatter, LogWriter] | None
@@ -56,8 +58,10 @@ class Proxy:
     """Counters, logs and the configuration in force; one per process."""
 
     def __init__(self, running: Running, log: DaemonLog, is_lifecycle_enabled: bool) -> None:
+        """Made where the event loop runs."""
         self.running = running
         self.log = log
+        self.deadlines = Deadlines(asyncio.get_running_loop())
         self.is_lifecycle_enabled = is_lifecycle_enabled
         self.reload_state = ReloadState()
         self.refresh_problems: tuple[str, ...] = ()
@@ -83,7 +87,7 @@ class Proxy:
         access_log = self.running.access_log
         if access_log is not None:
             line, writer = access_log
-            writer.write_soon(line, exchange, self.front.loop)
+            writer.write_soon(line, exchange, self.deadlines.loop)
 
     def _log_change(self, route: Route, event: str, reason: Reason, exchange: Exchange) -> None:
         name = route.exporter.name

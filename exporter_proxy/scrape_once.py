@@ -6,7 +6,6 @@ of the daemon would get, because the same code gives them.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from exporter_proxy import __version__
 from exporter_proxy.app import App
 from exporter_proxy.config import Config
 from exporter_proxy.front.cycle import ResponseAborted
-from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
@@ -75,14 +73,6 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
     log = DaemonLog(LogWriter("/dev/stderr"), level="error")
     proxy = Proxy(Running(config, routes, access_log=None), log, is_lifecycle_enabled=False)
     app = App(proxy)
-    # Nobody connects; the pipeline takes the event loop from here.
-    proxy.front = FrontState(
-        asyncio.get_running_loop(),
-        app,  # type: ignore[arg-type]  # messages are plain dicts here
-        proxy.record,
-        FrontLimits.of(config),
-        log,
-    )
     exchange = Exchange("-", "GET", route.path, b"", time.monotonic())
     result = ScrapeResult(exchange, str(route.exporter.url))
     scope = {

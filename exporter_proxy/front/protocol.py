@@ -163,7 +163,8 @@ class ScraperProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request is complete: nobody waits for its body."""
         self._is_in_head = False
-        raw_head = self._take_raw_head()
+        version = self.parser.get_http_version()
+        raw_head = self._take_raw_head(version)
         if self._refusal is not None or self._ignores_input:
             return
         limits = self.state.limits
@@ -174,7 +175,6 @@ class ScraperProtocol(HttpToolsProtocol):
             path = target.without_user(path)
         exchange = Exchange(self.remote, method, path, query, now)
         headers = self.headers
-        version = self.parser.get_http_version()
         host: bytes | None = None
         has_body = False
         head_bytes = len(self.url)
@@ -245,9 +245,12 @@ class ScraperProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Nothing waits for the end of a request's body."""
 
-    def _take_raw_head(self) -> bytes:
-        """The head that is complete; what came behind it stays."""
+    def _take_raw_head(self, version: str) -> bytes:
+        """The head that is complete; what came behind it stays. Nobody looks at that of HTTP/1.1."""
         received = self._unfinished_head
+        if version == "1.1" and received.find(_END_OF_HEAD) == len(received) - len(_END_OF_HEAD):
+            received.clear()
+            return b""
         if received.startswith((b"\r", b"\n")):  # blank lines ahead of a request (RFC 9112 section 2.2)
             received = self._unfinished_head = received.lstrip(b"\r\n")
         head = bytes(received[: received.find(_END_OF_HEAD)])  # not found: HTTP/0.9, which is refused

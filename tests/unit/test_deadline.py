@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter_proxy.config.schema import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
-from exporter_proxy.scrape.deadline import Deadline, parse_scrape_timeout, total_timeout_seconds
+from exporter_proxy.scrape.deadline import Deadline, Deadlines, parse_scrape_timeout, total_timeout_seconds
 
 SECONDS = st.floats(min_value=0.001, max_value=1e6)
 
@@ -101,7 +101,7 @@ def test_bounds(route: float | None, offset: float, header: float | None) -> Non
 def test_a_deadline_that_passes_is_a_timeout() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with pytest.raises(TimeoutError), Deadline(loop.time() + 0.01, loop):
+        with pytest.raises(TimeoutError), Deadline(loop.time() + 0.01, Deadlines(loop)):
             await asyncio.sleep(10)
         task = asyncio.current_task()
         assert task is not None
@@ -114,7 +114,7 @@ def test_a_deadline_that_passes_is_a_timeout() -> None:
 def test_a_deadline_in_the_past_ends_the_first_wait() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with pytest.raises(TimeoutError), Deadline(loop.time() - 1, loop):
+        with pytest.raises(TimeoutError), Deadline(loop.time() - 1, Deadlines(loop)):
             await asyncio.sleep(10)
 
     asyncio.run(scenario())
@@ -123,7 +123,7 @@ def test_a_deadline_in_the_past_ends_the_first_wait() -> None:
 def test_a_deadline_that_is_met_leaves_no_timer() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with Deadline(loop.time() + 0.02, loop):
+        with Deadline(loop.time() + 0.02, Deadlines(loop)):
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
 
@@ -138,7 +138,7 @@ def test_a_cancellation_from_outside_stays_one(passes_too: bool) -> None:
         loop = asyncio.get_running_loop()
 
         async def scrape() -> None:
-            with Deadline(loop.time() + (0.0 if passes_too else 10.0), loop):
+            with Deadline(loop.time() + (0.0 if passes_too else 10.0), Deadlines(loop)):
                 await asyncio.sleep(10)
 
         task = loop.create_task(scrape())
@@ -153,7 +153,32 @@ def test_a_cancellation_from_outside_stays_one(passes_too: bool) -> None:
 def test_an_error_inside_is_not_hidden() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with pytest.raises(KeyError), Deadline(loop.time() + 10, loop):
+        with pytest.raises(KeyError), Deadline(loop.time() + 10, Deadlines(loop)):
             raise KeyError
+
+    asyncio.run(scenario())
+
+
+def test_deadlines_of_one_loop_expire_each_in_its_time() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(loop)
+        order: list[str] = []
+
+        async def scrape(name: str, seconds: float, takes_seconds: float = 10.0) -> None:
+            try:
+                with Deadline(loop.time() + seconds, deadlines):
+                    await asyncio.sleep(takes_seconds)
+            except TimeoutError:
+                order.append(name)
+
+        started = loop.time()
+        await asyncio.gather(
+            scrape("second", 0.06), scrape("met", 0.05, 0.01), scrape("first", 0.03), scrape("third", 0.09)
+        )
+        assert order == ["first", "second", "third"]
+        assert 0.085 <= loop.time() - started < 5
+        await scrape("later", 0.01)  # after the last timer has fired
+        assert order[-1] == "later"
 
     asyncio.run(scenario())
