@@ -19,6 +19,8 @@ from exporter_proxy.config.values import (
     CONTENT_TYPE,
     HEADER_VALUE,
     HOST_HEADER,
+    LABEL_NAME,
+    LABEL_VALUE,
     NETWORK,
     PARAM_NAME,
     PARAM_VALUE,
@@ -52,6 +54,7 @@ EXPORTER_KEYS = (
     "tls",
     "insecure_skip_verify",
     "content_type",
+    "labels",
 )
 
 SCRAPE_TIMEOUT = duration("2m")
@@ -145,6 +148,7 @@ def _read_exporter(
     allow_clients = entry.get_list("allow_clients", NETWORK, None)
     insecure_skip_verify = entry.get("insecure_skip_verify", BOOLEAN, False)
     content_type = entry.get("content_type", CONTENT_TYPE, None)
+    labels = _read_labels(entry)
     if url is None:
         return None
     return Exporter(
@@ -168,6 +172,7 @@ def _read_exporter(
         tls=tls,
         insecure_skip_verify=insecure_skip_verify,
         content_type=content_type,
+        labels=labels,
     )
 
 
@@ -194,6 +199,16 @@ def _read_params(entry: Section) -> tuple[tuple[str, str], ...]:
             values = section.get_list(name, PARAM_VALUE, (), one_will_do=True)
             pairs.extend((name, value) for value in values)
     return tuple(pairs)
+
+
+def _read_labels(entry: Section) -> tuple[tuple[str, str], ...]:
+    section = entry.section("labels", known_keys=None)
+    if section is None:
+        return ()
+    labels = [
+        (name, section.get(name, LABEL_VALUE, "")) for name in section if section.check_key(name, LABEL_NAME)
+    ]
+    return tuple(labels)
 
 
 def _read_headers(entry: Section) -> tuple[tuple[str, str], ...]:

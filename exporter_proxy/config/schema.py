@@ -235,6 +235,8 @@ class Exporter:
     insecure_skip_verify: bool
     content_type: str | None
     """Replaces the exporter's Content-Type; ``None``: the exporter's own passes."""
+    labels: tuple[tuple[str, str], ...]
+    """Given to Prometheus with its target, in file order; ``exporter`` is never among them."""
 
 
 @dataclass(frozen=True, slots=True)

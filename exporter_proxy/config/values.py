@@ -312,3 +312,23 @@ def _parse_content_type(text: str) -> str:
 
 
 CONTENT_TYPE = Kind('a media type such as "text/plain; version=0.0.4"', _parse_content_type)
+
+
+def _parse_label_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise BadValue('it begins with a letter or "_" and goes on with letters, digits and "_"')
+    if text.startswith("__"):
+        raise BadValue('names that begin with "__" are for Prometheus\'s own use')
+    if text == "exporter":
+        raise BadValue("this label is always the exporter's name")
+    return text
+
+
+def _parse_label_value(text: str) -> str:
+    if not text:
+        raise BadValue("to Prometheus an empty label is none at all, leave it out")
+    return text
+
+
+LABEL_NAME = Kind("the name of a Prometheus label", _parse_label_name)
+LABEL_VALUE = Kind("text", _parse_label_value)

@@ -79,6 +79,7 @@ def exporter(name: str, port: int = 9100, **changes: Any) -> Exporter:
         tls=None,
         insecure_skip_verify=False,
         content_type=None,
+        labels=(),
     )
     return replace(plain, **changes)
 
@@ -240,6 +241,7 @@ def test_every_key_is_read(certificates: Path) -> None:
                 ),
                 insecure_skip_verify=True,
                 content_type="text/plain; version=0.0.4; charset=utf-8",
+                labels=(("team", "infra"), ("_rack", "12"), ("job", 'n\xf6de: "x"'), ("on", "yes")),
             ),
             exporter(
                 "named",
