@@ -80,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="no config: serve the exporters found on this host, on 127.0.0.1:9099",
     )
     serve.add_argument("--web.listen-address", dest="listen", action="append", default=[], metavar="ADDR")
-    serve.add_argument(
-        "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
-    )
+    _add_route_prefix(serve)
     serve.add_argument(
         "--web.enable-lifecycle", dest="lifecycle", action="store_true", help="allow POST /-/reload"
     )
@@ -98,9 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     discover = commands.add_parser(
-        "discover", help="find the exporters of this host, as a configuration", allow_abbrev=False
+        "discover", help="find the exporters that listen on this host", allow_abbrev=False
     )
-    discover.add_argument("--format", choices=("config",), default="config", help="a configuration file")
+    discover.add_argument(
+        "--format",
+        choices=("config", "table", "json"),
+        help="what to print; config, a configuration to start from, where nothing is written",
+    )
+    discover.add_argument(
+        "--write", metavar="FILE", help="add the new ones to this configuration, or create it"
+    )
+    discover.add_argument(
+        "--all", dest="ask_all", action="store_true", help="ask every socket, not only those like exporters'"
+    )
     discover.set_defaults(run=_discover)
 
     scrape = commands.add_parser(
@@ -127,6 +135,12 @@ def _add_web_config_file(command: argparse.ArgumentParser) -> None:
         dest="web_config_file",
         metavar="FILE",
         help="TLS, users and headers, in the format that Prometheus's exporters share",
+    )
+
+
+def _add_route_prefix(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
     )
 
 
@@ -196,10 +210,15 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _discover(options: argparse.Namespace) -> int:
-    from exporter_proxy.discover import config_text, discover_exporters  # noqa: PLC0415
-    from exporter_proxy.discovered import DEFAULT_LISTEN  # noqa: PLC0415
+    from exporter_proxy import discover_once  # noqa: PLC0415
 
-    print(config_text(asyncio.run(discover_exporters()), DEFAULT_LISTEN), end="")
+    found = asyncio.run(discover_once.find(options.ask_all))
+    if options.write is not None:
+        done = discover_once.write(found, options.write)
+        print(done, file=sys.stdout if options.format is None else sys.stderr)
+        if options.format is None:
+            return 0
+    print(discover_once.FORMATS[options.format or "config"](found), end="")
     return 0
 
 

@@ -7,11 +7,9 @@ import sys
 from exporter_proxy.config import Config, Overrides, parse_config
 from exporter_proxy.daemon import ServeOptions, run
 from exporter_proxy.demo import DemoExporter, DemoExporterError, start_demo_exporter
-from exporter_proxy.discover import config_text, discover_exporters
+from exporter_proxy.discover import DISCOVERED_LISTEN, config_text, discover_exporters
 from exporter_proxy.reload import StartError
 
-DEFAULT_LISTEN = "127.0.0.1:9099"
-"""Nobody has said who may scrape, so nobody else can."""
 SOURCE = "discovered"
 
 
@@ -24,10 +22,10 @@ class _Discovery:
 
     async def load(self) -> Config:
         found = await discover_exporters()
-        text = config_text(found, DEFAULT_LISTEN)
+        text = config_text(found)
         if not found:
             url = await self._demo_url()
-            text = f'listen: "{DEFAULT_LISTEN}"\nexporters:\n  demo_exporter:\n    url: {url}\n'
+            text = f'listen: "{DISCOVERED_LISTEN}"\nexporters:\n  demo_exporter:\n    url: {url}\n'
         return parse_config(text.encode(), SOURCE, self._overrides)
 
     async def _demo_url(self) -> str:

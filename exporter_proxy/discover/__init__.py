@@ -1,25 +1,26 @@
 """Find the exporters that listen on this host, ask each for its page and name it.
 
 ``sockets.py`` reads /proc, ``candidates.py`` decides whom to ask, ``recognise.py`` knows an
-exporter's page when it sees one; this module does the asking. Only plain HTTP is spoken: an
-exporter behind TLS or a password is not found. How the daemon scrapes what was found is not
-this package's business, so it does not use the scrape's own transport and its rules.
+exporter's page when it sees one, ``found.py`` writes down what was found; this module does the
+asking. Only plain HTTP is spoken: an exporter behind TLS or a password is not found. How the
+daemon scrapes what was found is not this package's business, so it does not use the scrape's own
+transport and its rules.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
 
 from exporter_proxy import __version__
 from exporter_proxy.discover.candidates import Candidate, find_candidates
+from exporter_proxy.discover.found import DISCOVERED_LISTEN, FoundExporter, config_text
 from exporter_proxy.discover.recognise import (
     OWN_BUILD_INFO,
     exporter_name,
@@ -29,42 +30,45 @@ from exporter_proxy.discover.recognise import (
 )
 from exporter_proxy.discover.sockets import find_owners, read_listeners
 
-__all__ = ["FoundExporter", "config_text", "discover_exporters"]
+__all__ = ["DISCOVERED_LISTEN", "FoundExporter", "config_text", "discover_exporters"]
 
 MAX_PAGE_BYTES = 256 * 1024
 """Enough to recognise any exporter; what lies beyond is not read."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundExporter:
-    """An exporter that answered. ``name`` is unique among those found together."""
-
-    name: str
-    """Lower-case letters, digits and underscores."""
-    url: str
-    port: int
-    pid: int | None
-    """``None``, as ``process_name``: the socket's owner may not be known to this user."""
-    process_name: str | None
-    """Printable ASCII."""
-
-
-async def discover_exporters(deadline_seconds: float = 2.5) -> list[FoundExporter]:
+async def discover_exporters(
+    deadline_seconds: float = 2.5,
+    ask_all: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> list[FoundExporter]:
     """Find this host's exporters, in the order of their ports.
 
     It takes at most ``deadline_seconds``, up to half of them for finding out whose the sockets
     are. An exporter that has not answered by then is left out; nothing is raised for it.
+
+    ``ask_all``: asks every socket that listens, also those that may mind. ``tell`` is called
+    with how many sockets are done with and how many there are, before the first and after each.
     """
     started = time.monotonic()
-    candidates = await asyncio.to_thread(_read_candidates, started + deadline_seconds / 2)
+    candidates = await asyncio.to_thread(_read_candidates, started + deadline_seconds / 2, ask_all)
+    done = 0
+
+    async def ask(candidate: Candidate) -> _Page | None:
+        nonlocal done
+        page = await _ask(transport, candidate, started + deadline_seconds)
+        done += 1
+        if tell is not None:
+            tell(done, len(candidates))
+        return page
+
+    if tell is not None:
+        tell(0, len(candidates))
     # No request uses TLS; a context without certificates spares loading those of the web.
     transport = httpx.AsyncHTTPTransport(
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), limits=httpx.Limits(max_connections=None)
     )
     async with transport:
-        answers = await asyncio.gather(
-            *(_ask(transport, candidate, started + deadline_seconds) for candidate in candidates)
-        )
+        answers = await asyncio.gather(*map(ask, candidates))
     pages = [answer for answer in answers if answer is not None and OWN_BUILD_INFO not in answer.families]
     names = unique_names(
         [
@@ -84,10 +88,10 @@ async def discover_exporters(deadline_seconds: float = 2.5) -> list[FoundExporte
     ]
 
 
-def _read_candidates(give_up_at: float) -> list[Candidate]:
+def _read_candidates(give_up_at: float, ask_all: bool) -> list[Candidate]:
     listeners = read_listeners()
     owners = find_owners({listener.inode for listener in listeners}, give_up_at) if listeners else {}
-    return find_candidates(listeners, owners, known_ports(), os.getpid())
+    return find_candidates(listeners, owners, known_ports(), os.getpid(), ask_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,32 +152,3 @@ async def _read_page(transport: httpx.AsyncHTTPTransport, url: str, timeout_seco
     finally:
         await response.aclose()
     return body.decode("utf-8", errors="replace")
-
-
-def config_text(found: Iterable[FoundExporter], listen: str) -> str:
-    """Write a config file with the exporters ``found``, for a person to read, change and keep.
-
-    Without any it is a start only: the daemon refuses a config that serves nothing.
-    """
-    exporters = list(found)
-    example = exporters[0].name if exporters else "node_exporter"
-    lines = [
-        "# exporter_proxy: the exporters that were found on this host, all behind one port.",
-        "# Prometheus scrapes each under its name:",
-        f"#   http://HOST:PORT/{example}/metrics",
-        "# Change a name and its path changes with it; remove an exporter and it is served no longer.",
-        "",
-        '# Where Prometheus connects: "127.0.0.1:9099" is open to this host only, "0.0.0.0:9099" to all.',
-        f"listen: {json.dumps(listen)}",
-        "",
-    ]
-    if exporters:
-        lines.append("exporters:")
-    else:
-        lines += ["# None was found; add at least one, like this:", "#   node_exporter:"]
-        lines += ["#     url: http://127.0.0.1:9100/metrics", "exporters: {}"]
-    for exporter in exporters:
-        if exporter.process_name:
-            lines.append(f"  # {exporter.process_name}, port {exporter.port}")
-        lines += [f"  {exporter.name}:", f"    url: {exporter.url}"]
-    return "\n".join(lines) + "\n"

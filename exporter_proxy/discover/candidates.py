@@ -1,7 +1,8 @@
 """Which of the listening sockets may be asked for a page, and at which URLs.
 
 A stray HTTP request is not harmless everywhere (Redis logs it as an attack), so a socket is
-asked only where an exporter is to be expected. Nothing here touches the network or /proc.
+asked only where an exporter is to be expected, unless the user wants all asked. Nothing here
+touches the network or /proc.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def find_candidates(
     owners: Mapping[int, tuple[Process, ...]],
     ports: Mapping[int, KnownPort],
     own_pid: int,
+    ask_all: bool = False,
 ) -> list[Candidate]:
     """Select the sockets that may be asked, in the order of their ports.
 
     Those are the ones on a port of ``ports``, on 9100 to 9999, or held by a process called like
-    an exporter; without those of ``own_pid``, of its children and of any exporter_proxy.
+    an exporter, or all with ``ask_all``; never those of ``own_pid``, its children and any exporter_proxy.
     Sockets of one process on one port (IPv4 and IPv6, or several addresses) are one candidate;
     where the process is unknown, its user stands for it.
     """
@@ -56,7 +58,7 @@ def find_candidates(
         if any(_is_own(process, own_pid) for process in holders):
             continue
         owner = min(holders, key=_owner_rank, default=None)
-        expected = listener.port in ports or listener.port in EXPORTER_PORTS
+        expected = ask_all or listener.port in ports or listener.port in EXPORTER_PORTS
         if not expected and not (owner and owner.is_exporter):
             continue
         key = (listener.port, f"pid {owner.pid}" if owner else f"uid {listener.uid}")

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from exporter_proxy.discover.recognise import known_ports
 
@@ -397,16 +396,3 @@ def test_sockets_of_other_users_are_asked_by_port_with_their_owner_unknown() -> 
         owners = {one["port"]: (one["pid"], one["process_name"]) for one in found}
         assert owners[port] == (None, None)
         assert unknown_port not in owners
-
-
-def test_discover_prints_a_configuration_that_check_accepts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "exporter_proxy"]
-    listen = "--web.listen-address=127.0.0.1:0"
-    with exporter_process(["prometheus-node-exporter", listen]) as process:
-        port = listening_port(process)
-        text = subprocess.run([*command, "discover"], check=True, capture_output=True, text=True).stdout
-    config = tmp_path / "config.yml"
-    config.write_text(text)
-    urls = [exporter["url"] for exporter in yaml.safe_load(text)["exporters"].values()]
-    assert f"http://127.0.0.1:{port}/metrics" in urls
-    subprocess.run([*command, "check", f"--config.file={config}"], check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +15,7 @@ from exporter_proxy.config.load import parse_config
 from exporter_proxy.config.problems import ConfigError
 from exporter_proxy.discover import FoundExporter, config_text
 from exporter_proxy.discover.candidates import find_candidates
+from exporter_proxy.discover.found import json_text, table_text
 from exporter_proxy.discover.recognise import exporter_name, known_ports, parse_families, unique_names
 from exporter_proxy.discover.sockets import (
     Listener,
@@ -155,6 +158,12 @@ class TestCandidates:
     @pytest.mark.parametrize("port", [22, 6379, 9089, 9092, 9094, 9099, 10000, 45001])
     def test_other_sockets_are_never_asked(self, port: int) -> None:
         assert asked(("0.0.0.0", port, OTHER), ("::", port, 1000)) == []
+
+    def test_all_are_asked_but_ones_own_where_that_is_wanted(self) -> None:
+        listeners = [Listener(ip_address("127.0.0.1"), port, 1000, port) for port in (22, 9100, 45001)]
+        owners = {45001: (Process(OWN_PID, 1, "python3"),)}
+        found = find_candidates(listeners, owners, known_ports(), OWN_PID, ask_all=True)
+        assert [one.port for one in found] == [22, 9100]
 
     @pytest.mark.parametrize("port", [1936, 8080, 9090, 9100, 9345, 9999, 15692])
     def test_known_ports_and_9100_to_9999_are_asked(self, port: int) -> None:
@@ -387,3 +396,20 @@ class TestConfigText:
         text = config_text(self.FOUND, "127.0.0.1:9099")
         assert "  # prometheus-node-exporter, port 9100\n  node_exporter:\n" in text
         assert "http://HOST:PORT/node_exporter/metrics" in text
+
+
+class TestOtherTexts:
+    FOUND = (
+        FoundExporter("node_exporter", "http://127.0.0.1:9100/metrics", 9100, 7, "prometheus-node-exporter"),
+        FoundExporter("x", "http://[::1]:9200/metrics", 9200, None, None),
+    )
+
+    def test_a_table_has_aligned_columns(self) -> None:
+        assert table_text(self.FOUND) == (
+            "NAME           URL                            PID  PROCESS\n"
+            "node_exporter  http://127.0.0.1:9100/metrics  7    prometheus-node-exporter\n"
+            "x              http://[::1]:9200/metrics      -    -\n"
+        )
+
+    def test_json_has_every_field(self) -> None:
+        assert json.loads(json_text(self.FOUND)) == [dataclasses.asdict(one) for one in self.FOUND]

@@ -1,0 +1,248 @@
+"""``exporter_proxy discover``: what it prints of real exporters, and what it adds to which file.
+
+Other tests have exporters on this host, too: only those that a test has started are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.daemon import REPOSITORY, wait_until
+from tests.e2e.debian_exporters import PACKAGED, started
+from tests.e2e.processes import MODULE, Exporter
+
+EIGHT = (
+    *("node_exporter", "mysqld_exporter", "redis_exporter", "postgres_exporter"),
+    *("blackbox_exporter", "process_exporter", "exporter_exporter", "apache_exporter"),
+)
+PATIENCE_SECONDS = 30.0
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def discover(directory: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [*MODULE, "discover", *arguments],
+        cwd=directory,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    return result
+
+
+def check(file: Path) -> None:
+    subprocess.run([*MODULE, "check", f"--config.file={file}"], env=ENVIRONMENT, check=True, timeout=20)
+
+
+def origin(url: str) -> str:
+    return "/".join(url.split("/")[:3])
+
+
+def entries(text: str) -> dict[str, str]:
+    """URL's origin to name, of a configuration."""
+    return {origin(entry["url"]): name for name, entry in yaml.safe_load(text)["exporters"].items()}
+
+
+def is_named(found: str, name: str, url: str) -> bool:
+    """Another test may have an exporter of that name, which makes them both carry their ports."""
+    return found in (name, f"{name}_{url.rpartition(':')[2]}")
+
+
+def test_eight_of_debians_exporters_are_all_named(tmp_path: Path) -> None:
+    packaged = [PACKAGED[name] for name in EIGHT]
+    missing = sorted({package for one in packaged for package in one.missing})
+    if missing and os.environ.get("CI") != "true":
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    with started(packaged) as host:
+        assert not host.failures
+        urls = {name: origin(host.urls[name]) for name in EIGHT}
+        found: dict[str, str] = {}
+
+        def are_all_named() -> bool:
+            # On a busy machine one of them may not answer in time.
+            printed = json.loads(discover(tmp_path, "--format=json").stdout)
+            found.clear()
+            found.update({origin(one["url"]): one["name"] for one in printed})
+            return all(is_named(found.get(url, ""), name, url) for name, url in urls.items())
+
+        wait_until(are_all_named, f"{urls} were all named", PATIENCE_SECONDS)
+
+
+def test_a_configuration_and_a_table_of_the_same(tmp_path: Path) -> None:
+    with Exporter("node_exporter") as exporter:
+        text = discover(tmp_path).stdout
+        assert is_named(entries(text)[exporter.url("")], "node_exporter", exporter.url(""))
+        config = tmp_path / "config.yml"
+        config.write_text(text)
+        check(config)
+        table = discover(tmp_path, "--format=table").stdout.splitlines()
+        assert table[0].split() == ["NAME", "URL", "PID", "PROCESS"]
+        row = next(line.split() for line in table if exporter.url() in line)
+        assert row[2:] == [str(exporter.process.pid), "prometheus-node-exporter"]
+
+
+# Exporters of other tests must not be asked as well, so this host has a network of its own.
+ALONE = """
+import fcntl, http.server, json, socket, struct, subprocess, sys, threading
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", IFF_UP, b""))
+
+asked = []
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"magrathea_planets 1\\n")
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+for flags in ([], ["--all"]):
+    command = [sys.executable, "-m", "exporter_proxy", "discover", "--format=json", *flags]
+    found = subprocess.check_output(command)
+    print(json.dumps([server.server_port, json.loads(found), asked]))
+"""
+
+
+def test_all_asks_also_where_no_exporter_is_to_be_expected(tmp_path: Path) -> None:
+    alone = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not have a network namespace")
+    printed = subprocess.check_output(
+        [*alone, sys.executable, "-c", ALONE], cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_SECONDS
+    )
+    usual, every = (json.loads(line) for line in printed.splitlines())
+    assert usual[1:] == [[], []]
+    port, found, asked = every
+    assert [(one["name"], one["url"]) for one in found] == [
+        (f"port_{port}", f"http://127.0.0.1:{port}/metrics")
+    ]
+    assert asked == ["/metrics"]
+
+
+def test_a_terminal_shows_progress_on_one_line_and_then_nothing_of_it(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with Exporter("node_exporter"):
+        process = subprocess.Popen(
+            [*MODULE, "discover"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65536):
+                shown += data
+        except OSError:
+            pass  # EIO: the other end is closed
+        printed = process.communicate(timeout=PATIENCE_SECONDS)[0]
+    os.close(ours)
+    lines = shown.split(b"\r\x1b[K")
+    assert b"\n" not in shown
+    assert lines[0] == lines[-1] == b""
+    total = lines[1].split()[3]
+    assert lines[1] == b"asked 0 of %b sockets" % total
+    assert lines[-2] == b"asked %b of %b sockets" % (total, total)
+    assert b"\x1b" not in printed
+
+
+COMMENTED = """# Ours.
+listen: "127.0.0.1:0"
+
+exporters:
+    # The machine.
+    redis_exporter: {{url: {kept}}}   # moved
+    #later:
+
+# Logs.
+access_log: {{}}
+"""
+
+
+def test_write_adds_what_is_new_and_keeps_the_rest(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    link = tmp_path / "link.yml"
+    link.symlink_to("config.yml")
+    with Exporter("node_exporter") as exporter, Exporter("redis_exporter", "--redis.addr=unix:///x") as new:
+        text = COMMENTED.format(kept=exporter.url("/elsewhere"))
+        config.write_text(text)
+        config.chmod(0o640)
+        result = discover(tmp_path, "--write=link.yml")
+        written = config.read_text()
+        # The name is another one's, so this one carries its port.
+        name = f"redis_exporter_{new.url('').rpartition(':')[2]}"
+        assert result.stdout.startswith("link.yml: added ")
+        assert name in result.stdout
+        assert entries(written)[new.url("")] == name
+        assert entries(written)[exporter.url("")] == "redis_exporter"
+        begin, _, end = text.partition("    #later:\n")
+        assert written.startswith(f"{begin}    #later:\n    # ")
+        assert written.endswith(end)
+        assert f"\n    {name}:\n      url: {new.url()}\n" in written
+        assert link.is_symlink()
+        assert config.stat().st_mode & 0o7777 == 0o640
+        check(config)
+        # Once more, and both are known.
+        discover(tmp_path, "--write=config.yml")
+        assert config.read_text().startswith(written[: -len(end)])
+        assert list(entries(config.read_text())).count(new.url("")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yml", "link.yml"]
+
+
+def test_write_creates_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with Exporter("node_exporter") as exporter:
+        result = discover(tmp_path, "--write=new.yml", "--format=json")
+        assert result.stderr.startswith("new.yml: created with ")
+        assert exporter.url() in [one["url"] for one in json.loads(result.stdout)]
+    assert exporter.url("") in entries((tmp_path / "new.yml").read_text())
+    check(tmp_path / "new.yml")
+
+
+UNWRITABLE: list[tuple[str, str]] = [
+    ("exporters: {a: {url: 'http://127.0.0.1:1/'}}\n", "it is not a mapping with one exporter a line"),
+    ("exporters:\n  a: {url: 'http://127.0.0.1:1/', nonsense: 1}\n", "exporters.a.nonsense: unknown key"),
+    ("exporters: [\n", "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), UNWRITABLE)
+def test_a_file_that_cannot_be_added_to_stays_as_it_is(tmp_path: Path, text: str, why: str) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text(text)
+    with Exporter("node_exporter"):
+        result = discover(tmp_path, "--write=config.yml", status=1)
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert config.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yml"]
+
+
+def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with Exporter("node_exporter"):
+        result = discover(tmp_path, "--write=no/config.yml", status=1)
+    assert result.stderr == "no/config.yml: not written: No such file or directory\n"
+
+
+def test_usage(tmp_path: Path) -> None:
+    assert "--format" in discover(tmp_path, "--format=xml", status=2).stderr
