@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,10 @@ from exporter_proxy.config import (
     load_config,
     resolve_warnings,
 )
+from exporter_proxy.config.values import BadValue
 
 DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
-COMMANDS = ("serve", "check", "discover", "scrape")
+COMMANDS = ("serve", "check", "discover", "scrape", "prometheus-config")
 
 
 class NoConfigError(Exception):
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     scrape.add_argument("name", help="an exporter of the configuration")
     _add_config_file(scrape)
     scrape.set_defaults(run=_scrape)
+    _add_prometheus_config(commands)
     return parser
 
 
@@ -142,6 +145,44 @@ def _add_route_prefix(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
     )
+
+
+def _add_prometheus_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "prometheus-config",
+        help="what Prometheus needs in order to scrape these exporters",
+        allow_abbrev=False,
+    )
+    _add_config_file(command)
+    _add_web_config_file(command)
+    _add_route_prefix(command)
+    command.add_argument(
+        "--format",
+        choices=("scrape-config", "file-sd", "http-sd"),
+        default="scrape-config",
+        help="a scrape_configs section, or the list of targets that file_sd and http_sd read",
+    )
+    command.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="a host that runs this configuration, by a name that Prometheus knows; default: this one",
+    )
+    command.add_argument(
+        "--job",
+        choices=("per-exporter", "one"),
+        default="per-exporter",
+        help="of a scrape-config: a job for each exporter, or one with relabelling",
+    )
+    command.add_argument(
+        "--instance",
+        choices=("proxy", "exporter"),
+        default="proxy",
+        help="the label instance: HOST:PORT of this daemon, or with the exporter's own port",
+    )
+    command.set_defaults(run=_prometheus_config)
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:
@@ -233,3 +274,30 @@ def _scrape(options: argparse.Namespace) -> int:
     result = asyncio.run(scrape_once(config, options.name))
     print(report(result), end="")
     return 0 if result.is_successful else 1
+
+
+def _prometheus_config(options: argparse.Namespace) -> int:
+    from exporter_proxy import prometheus_config  # noqa: PLC0415
+
+    config = load_config(_config_file(options), _overrides(options))
+    host = prometheus_config.listened_host(config, socket.gethostname())
+    port = prometheus_config.listened_port(config)
+    targets = []
+    for text in options.targets:
+        try:
+            targets.append(prometheus_config.parse_target(text, port))
+        except BadValue as bad:
+            print(f"exporter_proxy: --target {text!a}: {bad.why}", file=sys.stderr)
+            return 2
+    entrance = prometheus_config.Entrance(
+        targets=tuple(targets) or (prometheus_config.Target(host, port),),
+        is_https=config.server_tls is not None,
+        route_prefix=config.route_prefix,
+        keeps_instance=options.instance == "exporter",
+    )
+    if options.format == "scrape-config":
+        text = prometheus_config.scrape_configs(config, entrance, one_job=options.job == "one")
+    else:
+        text = prometheus_config.target_list(config.exporters, entrance)
+    print(text, end="")
+    return 0

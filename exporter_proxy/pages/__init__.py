@@ -9,6 +9,7 @@ from typing import Any
 from exporter_proxy.pages.exporters import exporters_json, landing
 from exporter_proxy.pages.management import healthy, ready, reload
 from exporter_proxy.pages.metrics import own_metrics
+from exporter_proxy.pages.sd import targets
 from exporter_proxy.proxy import Proxy, Running
 
 Scope = MutableMapping[str, Any]
@@ -32,6 +33,7 @@ PAGES: dict[str, Page] = {
     "/-/ready": Page(ready, needs_credentials=False),
     "/-/reload": Page(reload, ("POST", "PUT")),
     "/-/exporters": Page(exporters_json),
+    "/-/sd": Page(targets),
 }
 
 

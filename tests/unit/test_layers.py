@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("upstreams",),
     ("observe",),
     ("discover", "demo"),
-    ("access", "systemd"),
+    ("access", "prometheus_config", "systemd"),
     ("config",),
     ("reasons",),
     ("__init__",),

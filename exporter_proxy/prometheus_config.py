@@ -1,0 +1,254 @@
+"""What Prometheus has to know in order to scrape a host through this daemon.
+
+From the exporters of a configuration to scrape_configs (YAML) or to the list of targets that
+file_sd and http_sd read (JSON). Pure functions; the command line prints what they return, and
+``/-/sd`` serves it. Whom a client may see is for the caller to say.
+
+Each exporter's series keep the label ``exporter``. The daemon's own metrics have that label on
+their own account, so they get a job in scrape_configs and are left out of the lists of targets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from exporter_proxy.config.addresses import HOST_PORT, check_host, parse_port
+from exporter_proxy.config.schema import Config, Exporter, ListenAddress
+from exporter_proxy.config.values import BadValue
+
+OWN_JOB = "exporter_proxy"
+DEFAULT_PORT = 9099
+
+# What the administrator of Prometheus puts beside prometheus.yml, under these names or others.
+CA_FILE = "exporter_proxy_ca.crt"
+CERT_FILE = "exporter_proxy_client.crt"
+KEY_FILE = "exporter_proxy_client.key"
+TOKEN_FILE = "exporter_proxy.token"  # noqa: S105 - a file's name
+PASSWORD_FILE = "exporter_proxy.password"  # noqa: S105 - a file's name
+
+# A host and port as Prometheus's regular expressions take a target apart.
+_HOST_OF_ADDRESS = "(.+):[0-9]+"
+_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
+_YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where Prometheus reaches a daemon. ``host`` is a name or an address, IPv6 without brackets."""
+
+    host: str
+    port: int
+
+    def with_port(self, port: int) -> str:
+        """``host:port`` of another port there."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def __str__(self) -> str:
+        return self.with_port(self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """How the daemons are reached that have the same exporters."""
+
+    targets: tuple[Target, ...]
+    is_https: bool
+    route_prefix: str
+    """"" or ``/prefix``."""
+    keeps_instance: bool = False
+    """Whether ``instance`` is the exporter's own host and port, as without the daemon."""
+
+
+def parse_target(text: str, default_port: int) -> Target:
+    """``host`` or ``host:port``; IPv6 addresses in brackets. Raises ``BadValue``."""
+    match = HOST_PORT.fullmatch(text)
+    if match is None and text.count(":") > 1 and not text.startswith("["):
+        raise BadValue('an IPv6 address goes in brackets, as in "[2001:db8::1]:9099"')
+    host, port = match.groups() if match is not None else (text, None)
+    return Target(check_host(host), default_port if port is None else parse_port(port, lowest=1))
+
+
+def listened_port(config: Config) -> int:
+    """The port that scrapers find this configuration at, as far as it says so."""
+    ports = [listen.port for listen in config.listen if isinstance(listen, ListenAddress) and listen.port]
+    return ports[0] if ports else DEFAULT_PORT
+
+
+def listened_host(config: Config, hostname: str) -> str:
+    """The first address that is listened on alone; ``hostname`` where it is all of them, or unknown."""
+    first = next((listen for listen in config.listen if isinstance(listen, ListenAddress)), None)
+    return hostname if first is None or first.host in ("", "0.0.0.0", "::") else first.host
+
+
+def target_list(exporters: Iterable[Exporter], entrance: Entrance) -> str:
+    """What file_sd and http_sd read: JSON, one group for each exporter and instance."""
+    groups = [group for exporter in exporters for group in _groups(exporter, entrance)]
+    return json.dumps(groups, indent=2, ensure_ascii=False) + "\n"
+
+
+def _groups(exporter: Exporter, entrance: Entrance) -> Iterator[dict[str, object]]:
+    labels = {"__metrics_path__": entrance.route_prefix + exporter.path}
+    if entrance.is_https:
+        labels["__scheme__"] = "https"
+    labels["exporter"] = exporter.name
+    port = _own_port(exporter)
+    if not entrance.keeps_instance or port is None:
+        yield {"targets": [str(target) for target in entrance.targets], "labels": labels | _labels(exporter)}
+        return
+    for target in entrance.targets:
+        instance = _own_instance(exporter) or target.with_port(port)
+        yield {"targets": [str(target)], "labels": labels | {"instance": instance} | _labels(exporter)}
+
+
+def _labels(exporter: Exporter) -> dict[str, str]:
+    return dict(exporter.labels)
+
+
+def _own_port(exporter: Exporter) -> int | None:
+    """The port of an exporter that has one."""
+    return exporter.url.port or None
+
+
+def _own_instance(exporter: Exporter) -> str | None:
+    """``host:port`` of an exporter elsewhere; ``None``: it is on the daemon's own host."""
+    host = exporter.url.host
+    try:
+        is_here = ip_address(host).is_loopback
+    except ValueError:
+        is_here = host.lower().removesuffix(".") == "localhost"
+    return None if is_here else exporter.url.backend
+
+
+def scrape_configs(config: Config, entrance: Entrance, one_job: bool = False) -> str:
+    """A ``scrape_configs`` section: a job for each exporter or one for all, and one for the daemon itself.
+
+    Prometheus takes it as ``prometheus.yml`` and in a file of ``scrape_config_files`` alike.
+    """
+    lines = [*_notes(config), "scrape_configs:"]
+    if one_job:
+        lines += _job_of_all(config, entrance)
+    else:
+        for exporter in config.exporters:
+            lines += _job(config, entrance, exporter)
+    taken = [] if one_job else [exporter.name for exporter in config.exporters]
+    own_job = OWN_JOB if OWN_JOB not in taken else f"{OWN_JOB}_itself"
+    while own_job in taken:
+        own_job += "_"
+    lines += _job_head(config, own_job, f"{entrance.route_prefix}/metrics")
+    lines += ["    static_configs:", f"      - targets: {_targets(entrance)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(config: Config) -> list[str]:
+    files = [line.split(": ", 1)[1] for line in _access_lines(config) if "_file: " in line]
+    return [f"# To be put in place, or called by their real names: {', '.join(files)}"] if files else []
+
+
+def _job(config: Config, entrance: Entrance, exporter: Exporter) -> list[str]:
+    lines = _job_head(config, exporter.name, entrance.route_prefix + exporter.path)
+    lines += ["    static_configs:", *_static_config(exporter, entrance)]
+    port = _own_port(exporter)
+    if entrance.keeps_instance and port is not None and "instance" not in _labels(exporter):
+        lines.append("    relabel_configs:")
+        instance = _own_instance(exporter)
+        if instance is not None:
+            lines += _relabel([], "", "instance", _literal(instance))
+        else:
+            lines += _relabel(["__address__"], _HOST_OF_ADDRESS, "instance", f"${{1}}:{port}")
+    return lines
+
+
+def _job_of_all(config: Config, entrance: Entrance) -> list[str]:
+    """The path is made from the label ``exporter``, so that a target more is a line more."""
+    lines = _job_head(config, "exporters", None)
+    lines.append("    static_configs:")
+    for exporter in config.exporters:
+        lines += _static_config(exporter, entrance)
+    lines.append("    relabel_configs:")
+    prefix = _literal(entrance.route_prefix)
+    lines += _relabel(["exporter"], "(.+)", "__metrics_path__", f"{prefix}/${{1}}/metrics")
+    for exporter in config.exporters:
+        if exporter.path != f"/{exporter.name}/metrics":
+            lines += _relabel(
+                ["exporter"], _pattern(exporter.name), "__metrics_path__", prefix + _literal(exporter.path)
+            )
+    for exporter in config.exporters if entrance.keeps_instance else ():
+        port = _own_port(exporter)
+        if port is None or "instance" in _labels(exporter):
+            continue
+        instance = _own_instance(exporter)
+        pattern = f"{_pattern(exporter.name)};{_HOST_OF_ADDRESS}"
+        replacement = f"${{1}}:{port}" if instance is None else _literal(instance)
+        lines += _relabel(["exporter", "__address__"], pattern, "instance", replacement)
+    return lines
+
+
+def _job_head(config: Config, job: str, metrics_path: str | None) -> list[str]:
+    lines = [f"  - job_name: {_scalar(job)}"]
+    if metrics_path is not None:
+        lines.append(f"    metrics_path: {_scalar(metrics_path)}")
+    return [*lines, *_access_lines(config)]
+
+
+def _access_lines(config: Config) -> list[str]:
+    """What a scrape has to show, and to trust: placeholders for what only Prometheus may know."""
+    lines = []
+    tls = config.server_tls
+    if tls is not None:
+        lines += ["    scheme: https", "    tls_config:", f"      ca_file: {CA_FILE}"]
+        if tls.client_auth_type == "RequireAndVerifyClientCert":
+            lines += [f"      cert_file: {CERT_FILE}", f"      key_file: {KEY_FILE}"]
+    users = config.web.basic_auth_users if config.web is not None else ()
+    if config.bearer_tokens_file is not None:
+        lines += ["    authorization:", f"      credentials_file: {TOKEN_FILE}"]
+    elif users:
+        lines += ["    basic_auth:", f"      username: {_scalar(users[0][0])}"]
+        lines += [f"      password_file: {PASSWORD_FILE}"]
+    return lines
+
+
+def _static_config(exporter: Exporter, entrance: Entrance) -> list[str]:
+    labels = {"exporter": exporter.name} | _labels(exporter)
+    return [
+        f"      - targets: {_targets(entrance)}",
+        "        labels:",
+        *(f"          {_scalar(name)}: {_scalar(value)}" for name, value in labels.items()),
+    ]
+
+
+def _targets(entrance: Entrance) -> str:
+    return f"[{', '.join(_quoted(str(target)) for target in entrance.targets)}]"
+
+
+def _relabel(source_labels: Sequence[str], regex: str, target_label: str, replacement: str) -> list[str]:
+    lines = [f"source_labels: [{', '.join(source_labels)}]"] if source_labels else []
+    lines += [f"regex: {_quoted(regex)}"] if regex else []
+    lines += [f"target_label: {target_label}", f"replacement: {_quoted(replacement)}"]
+    return [f"      - {lines[0]}", *(f"        {line}" for line in lines[1:])]
+
+
+def _literal(text: str) -> str:
+    """For a ``replacement``, where ``$1`` is a group."""
+    return text.replace("$", "$$")
+
+
+def _pattern(name: str) -> str:
+    """For a ``regex``: of what an exporter's name can have, the dot alone means something."""
+    return name.replace(".", r"\.")
+
+
+def _scalar(text: str) -> str:
+    """Text as YAML has it in a block, without quotes where it is plainly text."""
+    is_plain = _PLAIN.fullmatch(text) is not None and text.lower() not in _YAML_WORDS
+    return text if is_plain else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    if text.isprintable() and "'" not in text:
+        return f"'{text}'"
+    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(escaped)}"'
