@@ -26,6 +26,9 @@ from tests.daemon import REPOSITORY, wait_until
 MODULE = [sys.executable, "-m", "exporter_proxy"]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
+PROMETHEUS = os.environ.get("PROMETHEUS", "prometheus")
+"""Another one than the installed one, as of another version, can be named in the environment."""
+PROMTOOL = os.environ.get("PROMTOOL", "promtool")
 LISTENING = "0A"
 """The state's number in /proc/net/tcp."""
 
@@ -187,7 +190,7 @@ class Prometheus:
         with (directory / "log").open("wb") as log:
             self._process = start_process(
                 [
-                    "prometheus",
+                    PROMETHEUS,
                     f"--config.file={directory}/prometheus.yml",
                     f"--storage.tsdb.path={directory}/data",
                     "--web.listen-address=127.0.0.1:0",

@@ -18,7 +18,7 @@ import yaml
 
 from exporter_proxy.prometheus_config import CA_FILE, CERT_FILE, KEY_FILE, PASSWORD_FILE, TOKEN_FILE
 from tests.daemon import REPOSITORY, Daemon, wait_until
-from tests.e2e.processes import MODULE, Exporter, Prometheus, start_process
+from tests.e2e.processes import MODULE, PROMTOOL, Exporter, Prometheus, start_process
 from tests.fakes.exporter import FakeExporter
 from tests.fakes.hashing import hash_of
 
@@ -44,7 +44,7 @@ def assert_promtool_accepts(directory: Path, text: str) -> None:
     """As ``prometheus.yml`` in this directory, where the files are that it names."""
     (directory / "prometheus.yml").write_text(text)
     with (directory / "promtool.log").open("wb") as output:
-        command = ["promtool", "check", "config", str(directory / "prometheus.yml")]
+        command = [PROMTOOL, "check", "config", str(directory / "prometheus.yml")]
         status = start_process(command, output=output).wait(PATIENCE_SECONDS)
     assert status == 0, (directory / "promtool.log").read_text()
 
