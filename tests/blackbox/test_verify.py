@@ -5,16 +5,12 @@ Pages that are longer than what is held back for that have their tests in test_v
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +31,13 @@ from tests.fakes.exporter import (
     send,
     stall,
 )
+from tests.second_address import with_second_address
 from tests.testdata.exposition.long_pages import LONG_OPENMETRICS, LONG_PROTOBUF, LONG_TEXT
 from tests.testdata.exposition.pages import OPENMETRICS, PROTOBUF, TEXT, Page, bad, stored, zipped
 from tests.testdata.exposition.protobuf import BAR, FOO, delimited
 from tests.wire import request
 
 ERRORS = "exporter_proxy_scrape_errors_total"
-NEW_NETWORK = 0x40000000
-"""CLONE_NEWNET: Python 3.11 has neither the name nor the call."""
 
 GOOD = {
     "text": Page(stored("jmx_exporter.txt"), TEXT),
@@ -304,36 +299,6 @@ def test_a_bomb_is_too_large(daemon: Daemon, exporter: FakeExporter, extra: int)
 # -- To whom
 
 
-def own_outward_address() -> str | None:
-    """This host's address as others see it, if it has one: nothing is sent for that."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked, contextlib.suppress(OSError):
-        asked.connect(("198.51.100.1", 9))
-        address: str = asked.getsockname()[0]
-        return None if address.startswith("127.") else address
-    return None
-
-
-def in_a_network_of_its_own(test: Callable[[str], None]) -> None:
-    """Call ``test`` where another address is this host's; only root can do that."""
-    failures: list[BaseException] = []
-
-    def enter_and_test() -> None:
-        try:
-            if ctypes.CDLL(None, use_errno=True).unshare(NEW_NETWORK):
-                pytest.skip(f"no second address and no new network: {os.strerror(ctypes.get_errno())}")
-            for arguments in ("link set lo up", "address add 192.0.2.9/32 dev lo"):
-                subprocess.run(["ip", *arguments.split()], check=True)
-            test("192.0.2.9")
-        except BaseException as failure:
-            failures.append(failure)
-
-    thread = threading.Thread(target=enter_and_test)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
 def test_an_excerpt_is_shown_to_loopback_clients_only() -> None:
     def test(address: str) -> None:
         listen = ["127.0.0.1:0", f"{address}:0"]
@@ -350,11 +315,7 @@ def test_an_excerpt_is_shown_to_loopback_clients_only() -> None:
                 assert (b"secret" in body + landing) == at[0].startswith("127.")
             assert shown == {"127.0.0.1": "secret many", address: ""}
 
-    address = own_outward_address()
-    if address is None:
-        in_a_network_of_its_own(test)
-    else:
-        test(address)
+    with_second_address(test)
 
 
 # -- exporter_proxy scrape NAME
