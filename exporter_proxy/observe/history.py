@@ -15,6 +15,8 @@ from exporter_proxy.reasons import SCRAPE_ERROR_STATUS, Reason
 
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECENT_SCRAPES = 40
+HOUR_MINUTES = 60
+_MINUTE_NSEC = 60 * 10**9
 
 # The exporter's fault or the way to it. A scraper that left or reads too slowly, a proxy that
 # stops or has no slot: these say nothing about whether the exporter is up.
@@ -35,6 +37,15 @@ class ScrapeOutcome(NamedTuple):
     first_byte_seconds: float | None
     total_seconds: float
     received_bytes: int
+    sent_bytes: int
+    timeout_seconds: float
+
+
+class HourCount(NamedTuple):
+    """Scrapes of the last hour; ``succeeded`` are those that Prometheus counts as up."""
+
+    scrapes: int
+    succeeded: int
 
 
 class StateChange(NamedTuple):
@@ -48,6 +59,10 @@ class ExporterRecord:
     """Everything counted and remembered of one exporter since the daemon started."""
 
     __slots__ = (
+        "_minute",
+        "_minute_failed",
+        "_minute_succeeded",
+        "_minutes",
         "bucket_counts",
         "duration_sum_seconds",
         "error_counts",
@@ -81,6 +96,12 @@ class ExporterRecord:
         self.failing_reason: Reason | None = None
         self.recent: deque[ScrapeOutcome] = deque(maxlen=RECENT_SCRAPES)
         self.last_failures: dict[Reason, ScrapeOutcome] = {}
+        # The minute that is being counted (of Unix time), and those before it in which there was
+        # a scrape: number, succeeded, failed.
+        self._minute = 0
+        self._minute_succeeded = 0
+        self._minute_failed = 0
+        self._minutes: deque[tuple[int, int, int]] = deque(maxlen=HOUR_MINUTES)
 
     def add(self, exchange: Exchange) -> StateChange | None:
         """Count one finished scrape; what changed by it and is worth a log line, if anything.
@@ -105,18 +126,26 @@ class ExporterRecord:
             exchange.first_byte_seconds,
             total,
             exchange.received_bytes,
+            exchange.sent_bytes,
+            exchange.timeout_seconds,
         )
         self.recent.append(outcome)
+        minute = exchange.ended_nsec // _MINUTE_NSEC
+        if minute != self._minute:
+            self._begin_minute(minute)
         if reason is None:
             self.up = status == 200  # nothing else is a successful scrape to Prometheus
             if not self.up:
+                self._minute_failed += 1
                 return None
+            self._minute_succeeded += 1
             self.last_success = now
             if self.failing_reason is None:
                 return None
             change = StateChange("exporter recovered", self.failing_reason)
             self.failing_reason = None
             return change
+        self._minute_failed += 1
         self.error_counts[reason] += 1
         self.last_failures[reason] = outcome
         if reason in _SAYS_NOTHING_OF_EXPORTER:
@@ -126,3 +155,37 @@ class ExporterRecord:
             return None
         self.failing_reason = reason
         return StateChange("exporter failing", reason)
+
+    def _begin_minute(self, minute: int) -> None:
+        if self._minute_succeeded or self._minute_failed:
+            self._minutes.append((self._minute, self._minute_succeeded, self._minute_failed))
+        self._minute = minute
+        self._minute_succeeded = self._minute_failed = 0
+
+    def last_hour(self, now_nsec: int) -> HourCount:
+        """How scrapes went in the minute of ``now_nsec`` (Unix time) and the 59 before it."""
+        now = now_nsec // _MINUTE_NSEC
+        counts = [
+            (succeeded, failed)
+            for minute, succeeded, failed in (
+                *self._minutes,
+                (self._minute, self._minute_succeeded, self._minute_failed),
+            )
+            # Later ones too are left out: the clock may have been set back.
+            if now - HOUR_MINUTES < minute <= now
+        ]
+        succeeded = sum(count[0] for count in counts)
+        return HourCount(succeeded + sum(count[1] for count in counts), succeeded)
+
+    @property
+    def latest_failure(self) -> ScrapeOutcome | None:
+        """Why ``up`` is False: the last scrape that told anything of the exporter.
+
+        ``None`` where ``up`` is something else.
+        """
+        if self.up is not False:
+            return None
+        for outcome in reversed(self.recent):
+            if outcome.reason not in _SAYS_NOTHING_OF_EXPORTER:
+                return outcome
+        return self.last_failures[self.failing_reason] if self.failing_reason is not None else None

@@ -9,8 +9,10 @@ import pytest
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.history import (
     DURATION_BUCKETS_SECONDS,
+    HOUR_MINUTES,
     RECENT_SCRAPES,
     ExporterRecord,
+    HourCount,
     StateChange,
 )
 from exporter_proxy.reasons import SCRAPE_ERROR_STATUS, Reason
@@ -141,3 +143,71 @@ def test_buckets(record: ExporterRecord, seconds: float, bucket: int) -> None:
     record.add(outcome(seconds=seconds))
     assert record.bucket_counts.index(1) == bucket
     assert record.duration_sum_seconds == seconds
+
+
+# -- The last hour
+
+MINUTE_NSEC = 60 * 10**9
+NOON_NSEC = 1_800_000_000 * 10**9
+
+
+def scraped_at(record: ExporterRecord, minutes: float, exchange: Exchange) -> None:
+    exchange.ended_nsec = NOON_NSEC + int(minutes * MINUTE_NSEC)
+    record.add(exchange)
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "count"),
+    [
+        (10.5, HourCount(5, 3)),
+        (59.9, HourCount(5, 3)),
+        (60.0, HourCount(3, 2)),
+        (69.9, HourCount(3, 2)),
+        (70.0, HourCount(0, 0)),
+        (1e6, HourCount(0, 0)),
+        (-1.0, HourCount(0, 0)),  # the clock was set back
+    ],
+)
+def test_scrapes_count_for_an_hour(record: ExporterRecord, asked_at: float, count: HourCount) -> None:
+    scraped_at(record, 0.0, outcome())
+    scraped_at(record, 0.5, failure(Reason.TIMEOUT))
+    scraped_at(record, 10.0, outcome())
+    scraped_at(record, 10.1, outcome(204))
+    scraped_at(record, 10.2, outcome())
+    assert record.last_hour(NOON_NSEC + int(asked_at * MINUTE_NSEC)) == count
+
+
+def test_an_hour_of_a_busy_exporter_takes_no_more_than_its_minutes(record: ExporterRecord) -> None:
+    for number in range(600):
+        scraped_at(record, number / 4, outcome() if number % 4 else failure(Reason.CONNECT))
+    assert record.last_hour(NOON_NSEC + 149 * MINUTE_NSEC) == HourCount(240, 180)
+    assert len(record._minutes) <= HOUR_MINUTES
+
+
+def test_a_clock_that_was_set_back_hides_nothing_that_follows(record: ExporterRecord) -> None:
+    scraped_at(record, 1000, failure(Reason.CONNECT))
+    scraped_at(record, 0, outcome())
+    scraped_at(record, 1, outcome())
+    assert record.last_hour(NOON_NSEC + MINUTE_NSEC) == HourCount(2, 2)
+
+
+# -- Why it is down
+
+
+def test_the_latest_failure_is_that_of_the_state(record: ExporterRecord) -> None:
+    assert record.latest_failure is None
+    record.add(outcome())
+    record.add(failure(Reason.CLIENT_GONE))
+    assert record.latest_failure is None
+    record.add(failure(Reason.CONNECT))
+    record.add(outcome(204))
+    record.add(failure(Reason.CLIENT_GONE))
+    latest = record.latest_failure
+    assert latest is not None
+    assert (latest.status, latest.reason) == (204, None)
+    record.add(failure(Reason.TIMEOUT))
+    for _ in range(RECENT_SCRAPES):
+        record.add(failure(Reason.SATURATED))
+    assert record.latest_failure == record.last_failures[Reason.TIMEOUT]
+    record.add(outcome())
+    assert record.latest_failure is None
