@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--web.listen-address", dest="listen", action="append", default=[], metavar="ADDR")
     _add_route_prefix(serve)
     serve.add_argument(
+        "--web.external-url",
+        dest="external_url",
+        metavar="URL",
+        help="where browsers reach this daemon, if that is through another proxy",
+    )
+    serve.add_argument(
         "--web.enable-lifecycle", dest="lifecycle", action="store_true", help="allow POST /-/reload"
     )
     serve.add_argument(
@@ -189,6 +195,7 @@ def _overrides(options: argparse.Namespace) -> Overrides:
     return Overrides(
         listen=tuple(getattr(options, "listen", ())),
         route_prefix=getattr(options, "route_prefix", None),
+        external_url=getattr(options, "external_url", None) or None,
         # Units written for exporters may give it empty, which is their default.
         web_config_file=options.web_config_file or None,
     )

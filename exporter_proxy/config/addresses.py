@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address
 
-from exporter_proxy.config.schema import UpstreamUrl
+from exporter_proxy.config.schema import ExternalUrl, UpstreamUrl
 from exporter_proxy.config.values import BadValue, Kind
 
 HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([^:]*)")
@@ -174,6 +174,19 @@ def _parse_route_prefix(text: str) -> str:
 
 
 ROUTE_PREFIX = Kind('"/" or a path such as "/exporters"', _parse_route_prefix, only_text=True)
+
+
+def _parse_external_url(text: str) -> ExternalUrl:
+    """Its path is one that a route prefix can be."""
+    if not re.match(r"https?:", text, re.IGNORECASE):
+        raise BadValue('it must begin with "http://" or "https://"')
+    url = _parse_url(text)
+    if "?" in url.target:
+        raise BadValue('there is no "?" in it')
+    return ExternalUrl(url.scheme, url.authority, _parse_route_prefix(url.target))
+
+
+EXTERNAL_URL = Kind('a URL such as "https://example.org/exporters"', _parse_external_url, only_text=True)
 
 MAX_NAME_CHARACTERS = 100
 _EXPORTER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

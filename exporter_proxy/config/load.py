@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import yaml
 
-from exporter_proxy.config.addresses import ROUTE_PREFIX
+from exporter_proxy.config.addresses import EXTERNAL_URL, ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
 from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
@@ -28,6 +28,7 @@ from exporter_proxy.config.schema import (
     DEFAULT_LISTEN,
     AccessLog,
     Config,
+    ExternalUrl,
     Listen,
     Pem,
     ServerTls,
@@ -90,7 +91,9 @@ class Overrides:
     listen: tuple[str, ...] = ()
     """``--web.listen-address``, each time it was given; empty: as the file says."""
     route_prefix: str | None = None
-    """``--web.route-prefix``; ``None``: as the file says."""
+    """``--web.route-prefix``; ``None``: as the file says, or else the path of ``external_url``."""
+    external_url: str | None = None
+    """``--web.external-url``; ``None``: not said."""
     web_config_file: str | None = None
     """``--web.config.file``; ``None``: as the file says."""
 
@@ -132,11 +135,14 @@ def parse_config(
     route_prefix = None
     if overrides.route_prefix is not None:
         route_prefix = _read_flag("--web.route-prefix", overrides.route_prefix, ROUTE_PREFIX, problems)
+    external_url = None
+    if overrides.external_url is not None:
+        external_url = _read_flag("--web.external-url", overrides.external_url, EXTERNAL_URL, problems)
     web_file = None
     if overrides.web_config_file is not None:
         web_file = _WebFile.read(overrides.web_config_file)
     try:
-        config = _parse_file(data, source, os.fspath(base_dir), web_file)
+        config = _parse_file(data, source, os.fspath(base_dir), web_file, external_url)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
@@ -164,7 +170,9 @@ def _read_flag(flag: str, text: str, kind: Kind[T], problems: list[Problem]) -> 
         return None
 
 
-def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | None) -> Config:
+def _parse_file(
+    data: bytes, source: str, base_dir: str, web_file: _WebFile | None, external_url: ExternalUrl | None
+) -> Config:
     """What the file says, and the web config file: ``web_file``, or else the one that it names.
 
     Raises ``ConfigError`` with all problems of the one in file order, then those of the other.
@@ -183,7 +191,8 @@ def _parse_file(data: bytes, source: str, base_dir: str, web_file: _WebFile | No
         source=source,
         sha256=hashlib.sha256(data).hexdigest(),
         listen=_read_listen(top),
-        route_prefix=top.get("route_prefix", ROUTE_PREFIX, ""),
+        route_prefix=top.get("route_prefix", ROUTE_PREFIX, external_url.path if external_url else ""),
+        external_url=external_url,
         shutdown_timeout_seconds=top.get("shutdown_timeout", SHUTDOWN_TIMEOUT, 10.0),
         keep_alive_timeout_seconds=top.get("keep_alive_timeout", SERVER_TIMEOUT, 150.0),
         read_header_timeout_seconds=top.get("read_header_timeout", SERVER_TIMEOUT, 10.0),

@@ -202,6 +202,21 @@ class UpstreamUrl:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalUrl:
+    """Under which URL the daemon is reached from outside, as by a browser through another proxy."""
+
+    scheme: str
+    """``http`` or ``https``."""
+    authority: str
+    """The host, and the port where it is not the scheme's own."""
+    path: str
+    """"" or ``/path``, never with a trailing slash."""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class Exporter:
     """One exporter: its path on this daemon, where it is asked, and the rules of a scrape."""
 
@@ -259,6 +274,8 @@ class Config:
     listen: tuple[Listen, ...]
     route_prefix: str
     """"" or ``/prefix``, never with a trailing slash."""
+    external_url: ExternalUrl | None
+    """``None``: not said."""
     shutdown_timeout_seconds: float
     keep_alive_timeout_seconds: float
     read_header_timeout_seconds: float

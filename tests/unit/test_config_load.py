@@ -11,7 +11,15 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from exporter_proxy.config import ConfigError, ListenAddress, Overrides, Problem, load_config, parse_config
+from exporter_proxy.config import (
+    ConfigError,
+    ExternalUrl,
+    ListenAddress,
+    Overrides,
+    Problem,
+    load_config,
+    parse_config,
+)
 
 GOOD = b"exporters: {a: {url: http://127.0.0.1:9100/metrics}}\n"
 
@@ -118,6 +126,11 @@ def test_columns_count_characters() -> None:
             "/flag",
         ),
         (Overrides(listen=("[::1]:4",), route_prefix="/"), (ListenAddress("::1", 4),), ""),
+        (
+            Overrides(listen=(":3",), external_url="https://example.org/vm1/"),
+            (ListenAddress("", 3),),
+            "/file",
+        ),
     ],
 )
 def test_flag_beats_its_key(overrides: Overrides, listen: tuple[ListenAddress, ...], prefix: str) -> None:
@@ -125,6 +138,44 @@ def test_flag_beats_its_key(overrides: Overrides, listen: tuple[ListenAddress, .
     config = parse_config(data, "config.yml", overrides)
     assert config.listen == listen
     assert config.route_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("url", "route_prefix", "external", "text", "prefix"),
+    [
+        ("https://a.b/vm1/", None, ExternalUrl("https", "a.b", "/vm1"), "https://a.b/vm1", "/vm1"),
+        ("https://a.b/vm1", "/", ExternalUrl("https", "a.b", "/vm1"), "https://a.b/vm1", ""),
+        ("http://h:8080/a/b", "/p", ExternalUrl("http", "h:8080", "/a/b"), "http://h:8080/a/b", "/p"),
+        ("HTTP://[::1]:80", None, ExternalUrl("http", "[::1]", ""), "http://[::1]", ""),
+    ],
+)
+def test_the_route_prefix_is_by_default_the_path_of_the_external_url(
+    url: str, route_prefix: str | None, external: ExternalUrl, text: str, prefix: str
+) -> None:
+    config = parse_config(GOOD, "config.yml", Overrides(external_url=url, route_prefix=route_prefix))
+    assert config.external_url == external
+    assert config.route_prefix == prefix
+    assert str(external) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("vm1", 'it must begin with "http://" or "https://"'),
+        ("https:/h", '"//" must follow the scheme'),
+        ("http+unix:///run/x.sock:/", 'it must begin with "http://" or "https://"'),
+        ("https://u:s3cr3t@h/", "a user name and password do not belong in a URL"),
+        ("https://h/?a=b", 'there is no "?" in it'),
+        ("https://h/a//b", '"//" would not survive on the way through most clients'),
+        ("https://h/%41", "a path is matched as it is written, without percent-encoding"),
+    ],
+)
+def test_an_external_url_that_is_none(url: str, why: str) -> None:
+    (problem,) = problems(GOOD, Overrides(external_url=url))
+    expected = '--web.external-url: expected a URL such as "https://example.org/exporters", got '
+    assert problem.startswith(expected)
+    assert problem.endswith(f": {why}")
+    assert "s3cr3t" not in problem
 
 
 def test_problems_of_flags_come_with_those_of_the_file() -> None:
