@@ -79,6 +79,23 @@ RETRY_AFTER_SECONDS: dict[Reason, int] = {
     Reason.DRAINING: 5,
 }
 
+# What to do about a failed scrape, for the pages; README's table of reasons has the same words.
+ADVICE: dict[Reason, str] = {
+    Reason.CONNECT: "start the exporter, or correct its url, tls or allow_upstreams",
+    Reason.PROTOCOL: "see that url is an exporter's port",
+    Reason.REDIRECT: "set url to where it leads",
+    Reason.TOO_LARGE: "raise max_response_bytes, or scrape less",
+    Reason.MALFORMED: "see the line that the message names",
+    Reason.SATURATED: "raise max_concurrent, or find what hangs",
+    Reason.DRAINING: "wait for the restart",
+    Reason.TIMEOUT: "find what it waits for, or raise scrape_timeout",
+    Reason.CLIENT_SLOW: "look at the network",
+    Reason.INTERNAL: "report it, with the log",
+    Reason.UPSTREAM_STATUS: "read what the exporter says, with curl",
+    Reason.TRUNCATED: "see its own log",
+    Reason.CLIENT_GONE: "raise scrape_timeout",
+}
+
 
 class Denied(Exception):
     """A request that is answered without asking an exporter.

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter_proxy.pages.exporters import exporters_json, landing
+from exporter_proxy.pages.exporters import exporters_json
+from exporter_proxy.pages.landing import landing
 from exporter_proxy.pages.management import healthy, ready, reload
 from exporter_proxy.pages.metrics import own_metrics
 from exporter_proxy.pages.sd import targets

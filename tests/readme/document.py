@@ -29,6 +29,12 @@ CHANGING: tuple[tuple[str, str], ...] = (
     (r"(?<=^Content-Length: )\d+|(?<=\bsize=)\d+", "N"),
     (r"(?<=\breqtime_nsec=)\d+", "N"),
     (r"^(demo_node_load\d+) [\d.e+-]+$", r"\1 N"),
+    (r"\b\d+ s ago\b", "N s ago"),
+    (r"\b[\d.]+ [KM]iB\b", "N KiB"),
+    (r"\b\d+(?= of \d+ connections\b)", "N"),
+    (r"(?<=\bsha256 )[0-9a-f]{12}\b", "HASH"),
+    # Columns are as wide as what stands in them.
+    (r"(?<=\S)  +", "  "),
     # The demo exporter takes a free port.
     (r"(?<=demo_exporter/metrics  <-  http://127\.0\.0\.1:)\d+", "PORT"),
 )

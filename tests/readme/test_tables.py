@@ -22,7 +22,7 @@ from exporter_proxy.discover.candidates import EXPORTER_PORTS
 from exporter_proxy.discover.recognise import known_ports
 from exporter_proxy.observe.history import RECENT_SCRAPES
 from exporter_proxy.pages import PAGES
-from exporter_proxy.reasons import DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason
+from exporter_proxy.reasons import ADVICE, DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason
 from exporter_proxy.scrape.headers import FORWARDED, SCRAPE_TIMEOUT_HEADER
 from exporter_proxy.scrape.verified import HOLD_BYTES
 from exporter_proxy.upstreams.connection import MAX_HEAD_BYTES
@@ -110,6 +110,8 @@ def test_the_status_table_has_every_reason_with_its_status() -> None:
     assert sorted(row[0] for row in rows) == sorted(f"`{reason}`" for reason in Reason)
     assert {row[0].strip("`"): row[1] for row in rows} == expected
     assert all(row[2] for row in rows)
+    advice = {row[0].strip("`"): row[3].replace("`", "") for row in rows}
+    assert {reason: advice[reason] for reason in SCRAPE_ERROR_STATUS} == ADVICE
 
 
 def test_every_503_has_a_retry_after_that_is_always_the_same() -> None:

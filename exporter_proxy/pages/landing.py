@@ -1,0 +1,239 @@
+"""``/``: the exporters and the daemon, as a page, as JSON or as a table, by Accept.
+
+The page is one file without anything to load: its style and script stand in it, named by their
+hashes in the Content-Security-Policy, and the script asks this same address for the JSON again
+and again. ``overview.py`` gathers what is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from exporter_proxy.pages.overview import Values, overview
+from exporter_proxy.proxy import Proxy, Running
+
+HTML, JSON, TEXT = "text/html", "application/json", "text/plain"
+_PAGE_HEADERS = (
+    # A browser's "back" must not show one form for another.
+    (b"Cache-Control", b"no-store"),
+    (b"Vary", b"Accept"),
+    (b"X-Content-Type-Options", b"nosniff"),
+)
+_EXPORTERS_PER_SLICE = 20
+
+
+async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
+    """HTML for browsers, JSON where it is asked for, an aligned table for all others."""
+    kind = preferred_type(", ".join(Request(scope).headers.getlist("accept")))
+    values = await overview(proxy, running, scope)
+    headers = [(b"Content-Type", f"{kind}; charset=utf-8".encode()), *_PAGE_HEADERS]
+    if kind == JSON:
+        headers[0] = (b"Content-Type", JSON.encode())
+        parts = _json_parts(values)
+    elif kind == HTML:
+        page = _page()
+        headers += [
+            (b"Content-Security-Policy", page.policy.encode()),
+            (b"Referrer-Policy", b"no-referrer"),
+        ]
+        parts = iter((page.before, _escaped(text_of(values)), page.after))
+    else:
+        parts = iter((text_of(values),))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part.encode(), "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b""})
+
+
+def preferred_type(accept: str) -> str:
+    """The one of the three that ``accept`` names with the greatest weight (RFC 9110 section 12.5.1).
+
+    A wildcard names none of them: curl sends ``*/*``, and a person reads what it prints.
+    """
+    best, best_weight = TEXT, 0.0
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        if name in (HTML, JSON, TEXT) and best_weight < weight <= 1:
+            best, best_weight = name, weight
+    return best
+
+
+def _json_parts(values: Values) -> Iterator[str]:
+    """The JSON in slices: encoding a thousand exporters at once would hold up scrapes."""
+    exporters = values["exporters"]
+    head = json.dumps({**values, "exporters": None})
+    before, after = head.split('"exporters": null', 1)
+    yield f'{before}"exporters": ['
+    for start in range(0, len(exporters), _EXPORTERS_PER_SLICE):
+        some = json.dumps(exporters[start : start + _EXPORTERS_PER_SLICE])
+        yield f"{', ' if start else ''}{some[1:-1]}"
+    yield f"]{after}\n"
+
+
+# -- Plain text
+
+
+def text_of(values: Values) -> str:
+    """What is wrong, in the first line; then every exporter, what is known of failures, the daemon."""
+    exporters = values["exporters"]
+    lines = [values["summary"], ""]
+    if exporters:
+        lines += [*_table([_row(one, values["now"]) for one in exporters]), ""]
+    for one in exporters:
+        if one["failure"] is not None:
+            lines += [*_failure_lines(one, values["now"]), ""]
+    lines += _daemon_lines(values["daemon"])
+    # A terminal's columns are counted in ASCII: other characters may be wide, or none at all.
+    return "\n".join(lines).encode("ascii", "backslashreplace").decode("ascii") + "\n"
+
+
+_COLUMNS = (
+    ("EXPORTER", "<"),
+    ("STATE", "<"),
+    ("LAST SCRAPE", ">"),
+    ("DURATION", ">"),
+    ("SIZE", ">"),
+    ("LAST HOUR", ">"),
+    ("PATH", "<"),
+)
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    cells = [tuple(title for title, _ in _COLUMNS), *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
+    for row in cells:
+        aligned = (
+            f"{cell:{side}{width}}" for cell, width, (_, side) in zip(row, widths, _COLUMNS, strict=True)
+        )
+        yield "  ".join(aligned).rstrip()
+
+
+def _row(one: Values, now: str) -> tuple[str, ...]:
+    state = "slow" if one["is_slow"] else one["state"]
+    last = one["last_scrape"]
+    if last is None:
+        return one["name"], state, "", "", "", "", one["path"]
+    return (
+        one["name"],
+        state,
+        _ago(last["at"], now),
+        _duration(last["seconds"]),
+        _size(last["bytes"]),
+        _share(one["last_hour"]),
+        one["path"],
+    )
+
+
+def _failure_lines(one: Values, now: str) -> Iterator[str]:
+    failure = one["failure"]
+    excerpt = f": {failure['excerpt']}" if failure["excerpt"] else ""
+    yield f"{one['name']}: {failure['reason']}: {failure['message']}{excerpt}"
+    success = f"last success {_ago(one['last_success'], now)}" if one["last_success"] else "never succeeded"
+    yield f"  {'; '.join(part for part in (failure['advice'], success) if part)}"
+
+
+def _daemon_lines(daemon: Values) -> Iterator[str]:
+    config, reload = daemon["config"], daemon["last_reload"]
+    connections = f"{daemon['connections']} of {daemon['max_connections']} connections"
+    yield f"exporter_proxy {daemon['version']}, {connections}"
+    yield f"configuration: {config['source']}, loaded {config['loaded']}, sha256 {config['sha256'][:12]}"
+    if not reload["is_successful"]:
+        count = reload["problem_count"]
+        problems = f"{count} problem{'' if count == 1 else 's'}"
+        yield f"last reload: failed, {problems}; what was loaded before stays in use"
+        yield from (f"  {problem}" for problem in reload["problems"])
+    for certificate in daemon["certificates"]:
+        days = certificate["days_left"]
+        yield f"certificate ({certificate['kind']}): until {certificate['not_after']}, {days} d left"
+    yield f"own metrics: {daemon['metrics_path']}; recent scrapes: {daemon['exporters_path']}"
+
+
+def _ago(then: str, now: str) -> str:
+    seconds = (datetime.fromisoformat(now) - datetime.fromisoformat(then)).total_seconds()
+    for unit, unit_seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds // unit_seconds:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+
+
+def _size(n_bytes: int) -> str:
+    for unit, unit_bytes in (("MiB", 2**20), ("KiB", 2**10)):
+        if n_bytes >= unit_bytes:
+            return f"{n_bytes / unit_bytes:.1f} {unit}"
+    return f"{n_bytes} B"
+
+
+def _share(hour: dict[str, int]) -> str:
+    """What part of the last hour's scrapes succeeded; 100 % only where none failed."""
+    scrapes, succeeded = hour["scrapes"], hour["succeeded"]
+    if not scrapes:
+        return "no scrape"
+    if succeeded in (0, scrapes):
+        return f"{100 if succeeded else 0} % of {scrapes}"
+    return f"{succeeded * 1000 // scrapes / 10:.1f} % of {scrapes}"
+
+
+# -- HTML
+
+
+class _Page:
+    """The page around the place where the table goes for those who run no scripts."""
+
+    def __init__(self) -> None:
+        this = Path(__file__)
+        skeleton, style, script = (
+            this.with_suffix(suffix).read_text("utf-8") for suffix in (".html", ".css", ".js")
+        )
+        whole = skeleton.replace("/* landing.css */", style).replace("/* landing.js */", script)
+        self.before, _, self.after = whole.partition("<!-- table -->")
+        self.policy = "; ".join(
+            (
+                "default-src 'none'",
+                f"script-src {_hash_source(script)}",
+                f"style-src {_hash_source(style)}",
+                "connect-src 'self'",
+                "img-src data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+                "frame-ancestors 'none'",
+                "require-trusted-types-for 'script'",
+            )
+        )
+
+
+def _escaped(text: str) -> str:
+    from html import escape  # noqa: PLC0415 - its entities are 200 KiB, for the first browser to pay
+
+    return escape(text)
+
+
+def _hash_source(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+@functools.cache
+def _page() -> _Page:
+    return _Page()

@@ -1,0 +1,438 @@
+"""The landing page in a real Chromium: what is seen, how it stays true, and what it can't be made to do.
+
+Screenshots are left in pytest's temporary directory, for whoever wants to look at them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from tests.daemon import Daemon, wait_until
+from tests.e2e.chromium import Chromium
+from tests.e2e.processes import listening_port, start_process
+from tests.fakes.exporter import PAGE, Connection, FakeExporter, head, pause, respond, wait_for
+from tests.fakes.ports import refusing_port, reserved_port
+
+# Chromium, its driver and the daemon share two cores with whatever else runs.
+pytestmark = pytest.mark.timeout(180)
+
+TAB = "\ue004"
+MARKUP = b'<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\x1b[31m\xe2\x80\xae many\n'
+NAMES = ("up", "down", "slow", "hostile", "flaky", "never")
+ROW = """
+    const row = [...document.querySelectorAll('#exporters tbody tr')].find(
+        (row) => row.querySelector('th a')?.textContent === arguments[0]);
+"""
+WIDTHS = (1200, 360)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A daemon with exporters of every kind: ``NAMES``; ``never`` is for one test to scrape."""
+
+    daemon: Daemon
+    slow_may_end: Event
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with ExitStack() as stack:
+        up = stack.enter_context(FakeExporter(respond(body=PAGE * 500)))
+        slow_may_end = Event()
+        slow = stack.enter_context(
+            FakeExporter([pause(0.6), *respond()], [wait_for(slow_may_end), *respond()])
+        )
+        hostile = stack.enter_context(FakeExporter(respond(body=MARKUP)))
+        flaky = stack.enter_context(FakeExporter(*[respond()] * 3, respond(503), respond()))
+        port = stack.enter_context(refusing_port())
+        exporters = {
+            "up": {"url": up.url()},
+            "down": {"url": f"http://127.0.0.1:{port}/metrics"},
+            "slow": {"url": slow.url(), "timeout": "1s"},
+            "hostile": {"url": hostile.url(), "verify": True},
+            "flaky": {"url": flaky.url()},
+            "never": {"url": up.url()},
+        }
+        daemon = stack.enter_context(Daemon({"exporters": exporters}))
+        daemon.get("/slow/metrics").expect_ok()
+        for name in ("up", "down", "hostile", "flaky") * 6:
+            daemon.get(f"/{name}/metrics")
+        yield Site(daemon, slow_may_end)
+
+
+@pytest.fixture(scope="module")
+def running_chromium() -> Iterator[Chromium]:
+    with Chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def chromium(running_chromium: Chromium) -> Chromium:
+    """One browser for all tests, as wide as a desk's, in light colours."""
+    running_chromium.resize(1200)
+    running_chromium.prefer(prefers_color_scheme="light", prefers_reduced_motion="no-preference")
+    running_chromium.open("about:blank")
+    running_chromium.complaints()
+    return running_chromium
+
+
+def show(chromium: Chromium, site: Site) -> None:
+    chromium.open(f"{site.daemon.url}/")
+    chromium.wait_for_text("#summary", "fail")
+
+
+def row_text(chromium: Chromium, name: str) -> list[str]:
+    """The cells of an exporter's row, and of the one below it where there is one."""
+    found = chromium.run(
+        ROW + "const below = row.nextElementSibling;"
+        "return [...row.cells, ...(below.hidden ? [] : below.cells)].map((cell) => cell.innerText)",
+        name,
+    )
+    return [" ".join(str(text).split()) for text in found]
+
+
+# -- What is seen
+
+
+def test_every_state_is_shown(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    summary = chromium.text("#summary")
+    assert "of 6 exporters fail: down (connect), hostile (malformed); slow: slow" in summary
+    name, state, last, took, size, hour, _ = row_text(chromium, "up")
+    assert (name, state, size, hour) == ("up /up/metrics", "up", "38.6 KiB", "100 % 6 of 6")
+    assert re.fullmatch(r"\d+ s ago", last)
+    assert re.fullmatch(r"[\d.]+ ms", took)
+    down = row_text(chromium, "down")
+    assert (down[1], down[4], down[5]) == ("down", "0 B", "0 % 0 of 6")
+    assert re.fullmatch(
+        r"connect: connection refused by \S+ after \S+ ms; is it running\? \(.*\) "
+        r"start the exporter, or correct its url, tls or allow_upstreams; never succeeded",
+        down[7],
+        re.IGNORECASE,
+    )
+    slow = row_text(chromium, "slow")
+    assert slow[1] == "slow"
+    assert re.fullmatch(r"\d\d\d ms of 1\.0 s", slow[3])
+    assert row_text(chromium, "flaky")[5] == "83.3 % 5 of 6"
+    assert "2 down" in chromium.run("return document.title")
+    assert chromium.complaints() == []
+
+
+def test_the_picture_has_a_bar_for_each_scrape(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    script = ROW + (
+        "const count = (name) => row.querySelectorAll(`svg .${name}`).length;"
+        "return [count('bar'), count('bar-failed'), row.querySelector('svg title').textContent]"
+    )
+    bars, failed, words = chromium.run(script, "flaky")
+    assert (bars, failed) == (5, 2), "a failed scrape is drawn as an exclamation mark, of two pieces"
+    assert re.fullmatch(r"6 recent scrapes, 1 failed, took [\d.]+ ms to [\d.]+ ms", words)
+
+
+def test_the_daemon_is_described(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    shown = " ".join(chromium.text("#daemon").split())
+    assert re.search(
+        r"Version \S+ Configuration config\.yml, loaded \d+ s ago \(\S+Z\) Its SHA-256 [0-9a-f]{12} "
+        r"Last reload succeeded Connections \d+ of at most 512",
+        shown,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [*WIDTHS, 320])
+def test_it_fits_the_screen_in_both_schemes(
+    chromium: Chromium, site: Site, tmp_path: Path, scheme: str, width: int
+) -> None:
+    chromium.resize(width)
+    chromium.prefer(prefers_color_scheme=scheme)
+    show(chromium, site)
+    chromium.screenshot(tmp_path / f"{scheme}-{width}.png")
+    sticking_out = chromium.run(
+        "return [...document.querySelectorAll('body *')].filter((one) =>"
+        " one.closest('thead') === null && one.getBoundingClientRect().right > innerWidth)"
+        ".map((one) => one.outerHTML)"
+    )
+    assert sticking_out == []
+    assert chromium.run("return document.documentElement.scrollWidth") == width
+    grounds = chromium.run(
+        "return ['background-color', 'color'].map("
+        "(name) => getComputedStyle(document.body).getPropertyValue(name))"
+    )
+    ground, text = (sum(map(int, re.findall(r"\d+", colour))) for colour in grounds)
+    assert (ground > text) == (scheme == "light")
+
+
+def test_motion_is_only_for_those_who_want_it(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    durations = []
+    for preference in ("no-preference", "reduce"):
+        chromium.prefer(prefers_reduced_motion=preference)
+        durations.append(
+            chromium.run(
+                "return getComputedStyle(document.querySelector('#summary'))"
+                ".transitionDuration.split(', ').map(parseFloat)"
+            )
+        )
+    moving, still = durations
+    assert max(moving) > 0
+    assert max(still) == 0
+
+
+def test_without_scripts_there_is_the_table(chromium: Chromium, site: Site) -> None:
+    chromium.devtools("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.open(f"{site.daemon.url}/")
+        chromium.wait_for_text("noscript pre", "2 of 6 exporters fail")
+        assert "/flaky/metrics" in chromium.text("noscript pre")
+    finally:
+        chromium.devtools("Emulation.setScriptExecutionDisabled", value=False)
+
+
+# -- How it stays true
+
+
+def test_it_is_live(chromium: Chromium, site: Site) -> None:
+    """A state changes, without the page being loaded anew, what has the focus losing it."""
+    show(chromium, site)
+    chromium.run(ROW + "row.querySelector('a').focus(); window.stillTheSamePage = row", "never")
+    assert row_text(chromium, "never")[1] == "never scraped"
+    said = chromium.text("#summary")
+    assert "1 never scraped so far" in said
+    site.daemon.get("/never/metrics").expect_ok()
+    wait_until(lambda: row_text(chromium, "never")[1] == "up", "the page noticed", 15.0)
+    assert "never scraped" not in chromium.text("#summary")
+    assert chromium.run(
+        ROW + "return row === window.stillTheSamePage && document.activeElement.textContent === 'never'",
+        "never",
+    )
+    assert chromium.complaints() == []
+
+
+def test_pause_and_go_on(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    state = "return document.querySelector('#pause').getAttribute('aria-pressed')"
+    polls = "return performance.getEntriesByType('resource').length"
+    assert chromium.run(state) == "false"
+    chromium.run("document.querySelector('#pause').click()")
+    assert chromium.run(state) == "true"
+    before = chromium.run(polls)
+    chromium.run("document.querySelector('#pause').click()")
+    wait_until(lambda: chromium.run(polls) == before + 1, "it asked at once", 3.0)
+
+
+def test_a_daemon_that_is_gone_is_noticed_and_one_that_is_back_too(chromium: Chromium) -> None:
+    with reserved_port() as port, FakeExporter() as exporter:
+        config = {"listen": f"127.0.0.1:{port}", "exporters": {"x": {"url": exporter.url()}}}
+        with Daemon(config) as daemon:
+            chromium.open(f"{daemon.url}/")
+            chromium.wait_for_text("#summary", "never scraped")
+            assert chromium.text("#trouble") == ""
+        chromium.wait_for_text("#trouble", "exporter_proxy does not answer")
+        assert "never scraped" in chromium.text("#summary"), "what was known stays to be seen"
+        with Daemon(config):
+            wait_until(lambda: chromium.text("#trouble") == "", "it was back", 15.0)
+    chromium.complaints()
+
+
+def test_a_failed_reload_is_seen_and_exporters_come_and_go(chromium: Chromium) -> None:
+    with FakeExporter() as exporter:
+        entry = {"url": exporter.url()}
+        with Daemon({"exporters": {"a": entry, "b": entry}}) as daemon:
+            chromium.open(f"{daemon.url}/")
+            chromium.wait_for_text("#summary", "2 exporters")
+            (daemon.directory / "config.yml").write_text("exporters: {c: {ulr: <b>x}}\n")
+            daemon.reload()
+            chromium.wait_for_text("#daemon", 'exporters.c.ulr: unknown key, did you mean "url"?')
+            assert "the last reload failed" in chromium.text("#summary")
+            listen = f"127.0.0.1:{daemon.port}"
+            daemon.write_config({"listen": listen, "exporters": {"b": entry, "new": entry}})
+            daemon.reload()
+            chromium.wait_for_text("#exporters", "/new/metrics")
+            names = chromium.run("return [...document.querySelectorAll('tbody th a')].map((a) => a.text)")
+            assert names == ["b", "new"]
+            assert "reload" not in chromium.text("#summary")
+    assert chromium.complaints() == []
+
+
+# -- For everybody
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_roles_and_names_are_those_of_a_table_with_a_status(
+    chromium: Chromium, site: Site, width: int
+) -> None:
+    """What a screen reader is given; on a phone, too, where the table does not look like one."""
+    chromium.resize(width)
+    show(chromium, site)
+    nodes = chromium.devtools("Accessibility.getFullAXTree")["nodes"]
+    named: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node["ignored"]:
+            role = node["role"]["value"]
+            named.setdefault(role, []).append(node.get("name", {}).get("value", ""))
+    assert named["table"] == ["Exporters"]
+    columns = ["Exporter", "State", "Last scrape", "Duration", "Size", "Last hour", "Recent scrapes"]
+    assert named["columnheader"] == columns
+    assert [name.split()[0] for name in named["rowheader"]] == list(NAMES)
+    assert len(named["row"]) == 1 + len(NAMES) + 2  # the two that fail have one more
+    (status,) = (node for node in nodes if node["role"]["value"] == "status")
+    assert {"name": "live", "value": {"type": "token", "value": "polite"}} in status["properties"]
+    assert named["button"] == ["Pause"]
+    assert named["navigation"] == ["Pages"]
+    assert {"main", "banner", "region"} <= named.keys()
+    assert named["heading"][0].startswith("exporter_proxy")
+    assert any("6 recent scrapes, 1 failed" in name for name in named.get("image", named.get("img", [])))
+    assert all(named["link"])
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    reached = []
+    for _ in range(3 + len(NAMES)):
+        chromium.press(TAB)
+        text, outline = chromium.run(
+            "const at = document.activeElement; const style = getComputedStyle(at);"
+            "return [at.textContent, style.outlineStyle === 'none' ? 0 : parseFloat(style.outlineWidth)]"
+        )
+        reached.append(text)
+        assert outline >= 2, f"{text} does not show that it has the focus"
+    assert reached == ["Own metrics", "Recent scrapes (JSON)", "Pause", *NAMES]
+
+
+# -- What it can't be made to do
+
+
+def test_what_an_exporter_says_stays_text(chromium: Chromium, site: Site) -> None:
+    show(chromium, site)
+    shown = row_text(chromium, "hostile")[7]
+    assert '<img src=x onerror="window.hacked=1"><script>' in shown
+    assert r"</script>\x1b[31m\u202e many" in shown
+    assert chromium.run("return document.querySelectorAll('img, main script').length") == 0
+    assert chromium.run("return window.hacked ?? null") is None
+    assert chromium.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("attempt", "complaint"),
+    [
+        ("document.body.innerHTML = '<b>x</b>'", "TrustedHTML"),
+        (
+            "document.body.append(Object.assign(document.createElement('script'), {text: '1'}))",
+            "TrustedScript",
+        ),
+        (
+            "document.body.append(Object.assign(document.createElement('style'), {textContent: 'a{}'}))",
+            "style",
+        ),
+        ("document.body.append(Object.assign(new Image(), {src: '/image.png'}))", "img-src"),
+        ("fetch('http://127.0.0.1:1/').catch(() => null)", "connect-src"),
+        ("document.querySelector('a').setAttribute('style', 'color: red')", "style"),
+    ],
+)
+def test_the_policy_stops_what_a_hole_in_the_page_would_allow(
+    chromium: Chromium, site: Site, attempt: str, complaint: str
+) -> None:
+    show(chromium, site)
+    chromium.run(f"try {{ {attempt} }} catch (error) {{ console.error(error.message) }}")
+    complaints: list[str] = []
+
+    def is_stopped() -> bool:
+        complaints.extend(chromium.complaints())
+        return any(complaint in text for text in complaints)
+
+    wait_until(is_stopped, f"{complaint} was complained of", 5.0)
+
+
+# -- Behind another proxy
+
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location /vm1/ {{
+            auth_request /ldap;
+            error_page 403 =302 http://127.0.0.1:{port}/sign-in;
+            proxy_pass {daemon};
+        }}
+        location = /ldap {{
+            internal;
+            proxy_pass {directory_service}/;
+        }}
+    }}
+}}
+"""
+
+
+class DirectoryService:
+    """What stands for the LDAP helper that nginx asks: it knows one user, until it knows nobody."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def answer(self, connection: Connection) -> None:
+        shown = connection.request.header("authorization")
+        no_body = ("Content-Length", "0")
+        if not self.is_open:
+            connection.send(head(403, [no_body]))
+        elif shown == "Basic b3BzOnMzY3IzdA==":  # ops:s3cr3t
+            connection.send(head(200, [no_body]))
+        else:
+            connection.send(head(401, [no_body, ("WWW-Authenticate", 'Basic realm="LDAP"')]))
+
+
+@pytest.mark.parametrize("is_prefix_kept", [False, True])
+def test_behind_nginx_and_ldap(chromium: Chromium, tmp_path: Path, is_prefix_kept: bool) -> None:
+    """Below a path, for those who sign in: once nginx takes the path off, once it leaves it there."""
+    service = DirectoryService()
+    with ExitStack() as stack:
+        port = stack.enter_context(reserved_port())
+        flags = [f"--web.external-url=http://127.0.0.1:{port}/vm1/"]
+        flags += [] if is_prefix_kept else ["--web.route-prefix=/"]
+        exporter = stack.enter_context(FakeExporter())
+        directory_service = stack.enter_context(FakeExporter([service.answer]))
+        daemon = stack.enter_context(Daemon({"exporters": {"x": {"url": exporter.url()}}}, *flags))
+        (tmp_path / "nginx.conf").write_text(
+            NGINX.format(
+                directory=tmp_path,
+                port=port,
+                daemon=daemon.url + ("" if is_prefix_kept else "/"),
+                directory_service=directory_service.url(""),
+            )
+        )
+        nginx = start_process(
+            ["nginx", "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log")]
+        )
+        stack.callback(nginx.wait)
+        stack.callback(nginx.terminate)
+        assert listening_port(nginx) == port
+
+        chromium.open(f"http://ops:s3cr3t@127.0.0.1:{port}/vm1/")
+        chromium.wait_for_text("#summary", "never scraped")
+        assert chromium.run("return document.querySelector('tbody th a').href") == (
+            f"http://127.0.0.1:{port}/vm1/x/metrics"
+        )
+        chromium.run("document.querySelector('tbody th a').click()")
+        chromium.wait_for_text("body", "fake_up 1")
+        chromium.open(f"http://127.0.0.1:{port}/vm1/")
+        chromium.wait_for_text("#summary", "exporter answers")
+        service.is_open = False
+        chromium.wait_for_text("#trouble", "You may have been signed out: reload this page.")
