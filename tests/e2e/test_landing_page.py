@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 
 import pytest
+import trustme
 
 from tests.daemon import Daemon, wait_until
 from tests.e2e.chromium import Chromium
@@ -259,6 +261,20 @@ def test_a_failed_reload_is_seen_and_exporters_come_and_go(chromium: Chromium) -
             names = chromium.run("return [...document.querySelectorAll('tbody th a')].map((a) => a.text)")
             assert names == ["b", "new"]
             assert "reload" not in chromium.text("#summary")
+    assert chromium.complaints() == []
+
+
+def test_a_certificate_that_is_due_is_seen(chromium: Chromium, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("prometheus@example.org", not_after=datetime.now(UTC) + timedelta(days=2.5))
+    pem = str(tmp_path / "client.pem")
+    issued.private_key_and_cert_chain_pem.write_to_path(pem)
+    entry = {"url": "https://127.0.0.1:1/metrics", "tls": {"cert_file": pem, "key_file": pem}}
+    with Daemon({"exporters": {"x": entry}}) as daemon:
+        chromium.open(f"{daemon.url}/")
+        chromium.wait_for_text("#summary", "a certificate (exporter_client) expires within 3 d")
+        assert re.search(r"renew exporter_client: until [\d-]{10}, 2 days left", chromium.text("#daemon"))
+        assert chromium.run("return document.querySelector('#summary').className") == "slow"
     assert chromium.complaints() == []
 
 
