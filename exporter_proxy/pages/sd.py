@@ -1,7 +1,8 @@
 """``/-/sd``: this host's exporters for Prometheus's http_sd, as ``prometheus_config.py`` writes them.
 
 The target is the address that the list was asked for under, since that one evidently leads here. It
-is the client's own word, and all it does is to come back to that client.
+is the client's own word, and all it does is to come back to that client. ``--web.external-url``
+beats it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ INSTANCES = ("proxy", "exporter")
 
 async def targets(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """JSON: the whole list, as http_sd wants it each time; ``?instance=exporter`` keeps ``instance``."""
+    external = running.config.external_url
+    if external is None:
+        target, is_https = _asked_target(scope), running.tls is not None
+        route_prefix = running.config.route_prefix
+    else:
+        is_https, route_prefix = external.scheme == "https", external.path
+        target = parse_target(external.authority, default_port=443 if is_https else 80)
     entrance = Entrance(
-        targets=(_asked_target(scope),),
-        is_https=running.tls is not None,
-        route_prefix=running.config.route_prefix,
+        targets=(target,),
+        is_https=is_https,
+        route_prefix=route_prefix,
         keeps_instance=_asked_instance(scope["query_string"]) == "exporter",
     )
     body = target_list([route.exporter for route in visible_routes(scope, running)], entrance)

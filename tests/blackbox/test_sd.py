@@ -139,3 +139,28 @@ def test_it_needs_credentials_like_a_scrape(tmp_path: Path) -> None:
     with Daemon(config) as daemon:
         daemon.get("/-/sd").expect_refusal(401, "unauthorized")
         assert groups(daemon.get("/-/sd", ("Authorization", "Bearer a-token")))
+
+
+@pytest.mark.parametrize(
+    ("external_url", "target", "labels"),
+    [
+        (
+            "https://proxy.example.org/vm1",
+            "proxy.example.org:443",
+            {"__scheme__": "https", "__metrics_path__": "/vm1/b/metrics"},
+        ),
+        (
+            "http://proxy.example.org:8080/",
+            "proxy.example.org:8080",
+            {"__metrics_path__": "/b/metrics"},
+        ),
+    ],
+)
+def test_the_external_url_beats_the_address_asked_at(
+    external_url: str, target: str, labels: dict[str, str]
+) -> None:
+    config = {"exporters": {"b": {"url": URL}}, "listen": "127.0.0.1:0"}
+    with Daemon(config, f"--web.external-url={external_url}", "--web.route-prefix=/") as daemon:
+        assert groups(asked(daemon, "vm1.example.org:9099", "/-/sd")) == [
+            {"targets": [target], "labels": {**labels, "exporter": "b"}}
+        ]

@@ -303,7 +303,7 @@ def test_a_bomb_does_not_hold_up_other_scrapes(daemon: Daemon, exporter: FakeExp
         while not bombed.readable_within(0):
             took.append(other.exchange(SCRAPE).expect_ok(PAGE).ended_after_seconds)
         bombed.read_reply().expect_refusal(502, "too_large", "bombed")
-    assert max(took, default=0.0) < 0.3, f"the slowest of {len(took)} scrapes took {max(took):.3f} s"
+    assert max(took, default=0.0) < 1.0, f"the slowest of {len(took)} scrapes took {max(took):.3f} s"
 
 
 # -- Memory
