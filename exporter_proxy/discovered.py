@@ -51,7 +51,7 @@ class _Discovery:
             lines = ["No exporter listens on this host; a demo exporter shows its load, memory and disk:"]
         else:
             lines = [f"Exporters found on this host: {len(config.exporters)}"]
-        lines += [f"  {base}{exporter.path}  <-  {exporter.url}" for exporter in config.exporters]
+        lines += [f"  {base}{exporter.path}  <-  {exporter.source}" for exporter in config.exporters]
         lines += [
             "",
             "Try:",

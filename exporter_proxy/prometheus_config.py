@@ -110,11 +110,12 @@ def _labels(exporter: Exporter) -> dict[str, str]:
 
 def _own_port(exporter: Exporter) -> int | None:
     """The port of an exporter that has one."""
-    return exporter.url.port or None
+    return (exporter.url.port or None) if exporter.url is not None else None
 
 
 def _own_instance(exporter: Exporter) -> str | None:
     """``host:port`` of an exporter elsewhere; ``None``: it is on the daemon's own host."""
+    assert exporter.url is not None, "it has a port"
     host = exporter.url.host
     try:
         is_here = ip_address(host).is_loopback

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     REDIRECT = "redirect"
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"
+    FILE_CONFLICT = "file_conflict"
+    STALE = "stale"
     SATURATED = "saturated"
     DRAINING = "draining"
     TIMEOUT = "timeout"
@@ -61,6 +63,8 @@ SCRAPE_ERROR_STATUS: dict[Reason, int] = {
     Reason.REDIRECT: 502,
     Reason.TOO_LARGE: 502,
     Reason.MALFORMED: 502,
+    Reason.FILE_CONFLICT: 502,
+    Reason.STALE: 502,
     Reason.SATURATED: 503,
     Reason.DRAINING: 503,
     Reason.TIMEOUT: 504,
@@ -81,7 +85,7 @@ RETRY_AFTER_SECONDS: dict[Reason, int] = {
 
 # What to do about a failed scrape, for the pages; README's table of reasons has the same words.
 ADVICE: dict[Reason, str] = {
-    Reason.CONNECT: "start the exporter, or correct its url, tls or allow_upstreams",
+    Reason.CONNECT: "start the exporter, or correct its url, file, tls or allow_upstreams",
     Reason.PROTOCOL: "see that url is an exporter's port",
     Reason.REDIRECT: "set url to where it leads",
     Reason.TOO_LARGE: "raise max_response_bytes, or scrape less",
@@ -91,6 +95,8 @@ ADVICE: dict[Reason, str] = {
     Reason.TIMEOUT: "find what it waits for, or raise scrape_timeout",
     Reason.CLIENT_SLOW: "look at the network",
     Reason.INTERNAL: "report it, with the log",
+    Reason.FILE_CONFLICT: "keep it in one of the files that the message names",
+    Reason.STALE: "see that the job runs that writes it",
     Reason.UPSTREAM_STATUS: "read what the exporter says, with curl",
     Reason.TRUNCATED: "see its own log",
     Reason.CLIENT_GONE: "raise scrape_timeout",

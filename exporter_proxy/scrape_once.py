@@ -74,7 +74,7 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
     proxy = Proxy(Running(config, routes, access_log=None), log, is_lifecycle_enabled=False)
     app = App(proxy)
     exchange = Exchange("-", "GET", route.path, b"", time.monotonic())
-    result = ScrapeResult(exchange, str(route.exporter.url))
+    result = ScrapeResult(exchange, str(route.exporter.source))
     scope = {
         "exchange": exchange,
         "address": None,

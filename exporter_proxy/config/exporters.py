@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH, UPSTREAM_URL
+from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH
 from exporter_proxy.config.credentials import (
     check_one_authorization,
     read_basic_auth,
@@ -12,8 +12,15 @@ from exporter_proxy.config.credentials import (
     read_client_tls,
 )
 from exporter_proxy.config.positions import position
-from exporter_proxy.config.schema import Exporter
+from exporter_proxy.config.schema import Exporter, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
+from exporter_proxy.config.sources import (
+    FILE_KEYS,
+    SOURCE_KEYS,
+    URL_EXAMPLE,
+    check_verification,
+    read_source,
+)
 from exporter_proxy.config.values import (
     BOOLEAN,
     CONTENT_TYPE,
@@ -41,7 +48,7 @@ DEFAULTS_KEYS = (
     "share_max_bytes",
 )
 EXPORTER_KEYS = (
-    "url",
+    *SOURCE_KEYS,
     "path",
     *DEFAULTS_KEYS,
     "allow_clients",
@@ -55,6 +62,7 @@ EXPORTER_KEYS = (
     "insecure_skip_verify",
     "content_type",
     "labels",
+    *FILE_KEYS,
 )
 
 SCRAPE_TIMEOUT = duration("2m")
@@ -68,8 +76,6 @@ PASSED_CREDENTIALS = (
     "Authorization carries the credentials for this daemon (basic_auth_users or bearer_tokens_file), "
     "which no exporter may see: set the exporter's own under headers"
 )
-
-URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +141,13 @@ def _url_line() -> str:
 def _read_exporter(
     name: str, path: str, entry: Section, defaults: _Defaults, base_dir: str
 ) -> Exporter | None:
+    source = read_source(entry, base_dir)
+    url = source if isinstance(source, UpstreamUrl) else None
+    is_url = source is None or url is not None
+    if not is_url:
+        # Nobody on this host need be asked twice at once, and no exporter has made this page.
+        defaults = replace(defaults, max_concurrent=1, verify=True)
     limits = _read_limits(entry, defaults)
-    url = entry.require("url", UPSTREAM_URL, URL_EXAMPLE)
     allow_params = entry.get_list("allow_params", PARAM_NAME, None)
     params = _read_params(entry)
     pass_headers = entry.get_list("pass_headers", PASSED_HEADER_NAME, ())
@@ -149,8 +160,10 @@ def _read_exporter(
     insecure_skip_verify = entry.get("insecure_skip_verify", BOOLEAN, False)
     content_type = entry.get("content_type", CONTENT_TYPE, None)
     labels = _read_labels(entry)
-    if url is None:
+    if source is None:
         return None
+    if not isinstance(source, UpstreamUrl):
+        check_verification(entry, limits.verify, source, content_type)
     return Exporter(
         name=name,
         path=path,
@@ -163,7 +176,7 @@ def _read_exporter(
         share_for_seconds=limits.share_for_seconds,
         share_max_bytes=limits.share_max_bytes,
         allow_clients=allow_clients,
-        allow_params=None if allow_params is None else frozenset(allow_params),
+        allow_params=None if allow_params is None and is_url else frozenset(allow_params or ()),
         params=params,
         pass_headers=tuple(dict.fromkeys(pass_headers)),
         headers=headers,
@@ -173,6 +186,7 @@ def _read_exporter(
         insecure_skip_verify=insecure_skip_verify,
         content_type=content_type,
         labels=labels,
+        file=source if isinstance(source, FileSource) else None,
     )
 
 

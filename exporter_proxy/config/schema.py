@@ -8,8 +8,10 @@ written beside it.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import ClassVar
 
 Network = IPv4Network | IPv6Network
 
@@ -217,13 +219,52 @@ class ExternalUrl:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSource:
+    """Files in the text format that a job on this host writes, all in one directory."""
+
+    scheme: ClassVar[str] = "file"
+    path: str
+    """Of the file; its name may have the wildcards ``*``, ``?`` and ``[...]``."""
+    max_age_seconds: float | None
+    """How long ago a file may have been written; ``None``: however long."""
+    follow_symlinks: bool
+    """Whether a symbolic link may lead out of the directory."""
+
+    @property
+    def directory(self) -> str:
+        """Where the files are; ``.`` is the working directory."""
+        return os.path.dirname(self.path) or "."  # noqa: PTH120 - a Path would drop "./"
+
+    @property
+    def name(self) -> str:
+        """The file's name, wildcards included."""
+        return os.path.basename(self.path)  # noqa: PTH119 - as above
+
+    @property
+    def has_wildcards(self) -> bool:
+        """Whether it stands for as many files as there are."""
+        return any(wildcard in self.name for wildcard in "*?[")
+
+    @property
+    def backend(self) -> str:
+        """As shown in messages and in the access log's ``backend`` field."""
+        return f"file:{self.path}"
+
+    def __str__(self) -> str:
+        return self.backend
+
+
+@dataclass(frozen=True, slots=True)
 class Exporter:
-    """One exporter: its path on this daemon, where it is asked, and the rules of a scrape."""
+    """One exporter: its path on this daemon, where it is asked, and the rules of a scrape.
+
+    Exactly one of ``url`` and ``file`` is set.
+    """
 
     name: str
     path: str
     """Exact path on this daemon, without the route prefix."""
-    url: UpstreamUrl
+    url: UpstreamUrl | None
     timeout_seconds: float | None
     """``None``: from the scrape header minus the offset, see ``scrape/deadline.py``."""
     timeout_offset_seconds: float
@@ -252,6 +293,14 @@ class Exporter:
     """Replaces the exporter's Content-Type; ``None``: the exporter's own passes."""
     labels: tuple[tuple[str, str], ...]
     """Given to Prometheus with its target, in file order; ``exporter`` is never among them."""
+    file: FileSource | None = None
+
+    @property
+    def source(self) -> UpstreamUrl | FileSource:
+        """Where the metrics come from, whichever kind it is."""
+        source = self.url or self.file
+        assert source is not None, "one of them is set"
+        return source
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,12 @@ def config_warnings(config: Config, passed: Sequence[Listen] = ()) -> list[str]:
         )
     warnings += _client_certificate_warnings(config.server_tls)
     for exporter in config.exporters:
-        is_elsewhere = exporter.url.socket_path is None and not _is_loopback(exporter.url.host)
+        url = exporter.url
+        is_elsewhere = url is not None and url.socket_path is None and not _is_loopback(url.host)
         if config.allow_upstreams is None and is_elsewhere:
             warnings.append(
-                f"exporter {exporter.name} is not on this host ({exporter.url.backend}): set allow_upstreams "
-                "to the networks that may be asked, or use its loopback address"
+                f"exporter {exporter.name} is not on this host ({exporter.source.backend}): set "
+                "allow_upstreams to the networks that may be asked, or use its loopback address"
             )
         if exporter.insecure_skip_verify:
             warnings.append(_skip_verify_warning(exporter))
@@ -62,11 +63,12 @@ def _client_certificate_warnings(tls: ServerTls | None) -> list[str]:
 
 
 def _skip_verify_warning(exporter: Exporter) -> str:
-    if exporter.url.scheme != "https":
-        url = f"an {exporter.url.scheme} URL"
+    scheme, backend = exporter.source.scheme, exporter.source.backend
+    if scheme != "https":
+        url = f"an {scheme} URL"
         return f"exporter {exporter.name}: insecure_skip_verify does nothing for {url}, remove it"
     return (
-        f"exporter {exporter.name}: the certificate of {exporter.url.backend} is not checked, anyone can "
+        f"exporter {exporter.name}: the certificate of {backend} is not checked, anyone can "
         "pose as it: give it one that this host trusts and remove insecure_skip_verify"
     )
 
@@ -76,26 +78,29 @@ def resolve_warnings(config: Config) -> list[str]:
 
     Asks the resolver, for each name once and for several at a time.
     """
-    exporters = [exporter for exporter in config.exporters if exporter.url.socket_path is None]
-    hosts = list(dict.fromkeys(exporter.url.host for exporter in exporters))
+    hosts_of = {
+        exporter.name: exporter.url.host
+        for exporter in config.exporters
+        if exporter.url is not None and exporter.url.socket_path is None
+    }
+    hosts = list(dict.fromkeys(hosts_of.values()))
     with ThreadPoolExecutor(max_workers=_RESOLVER_THREADS) as pool:
         resolved = dict(zip(hosts, pool.map(_resolve, hosts), strict=True))
     warnings: list[str] = []
-    for exporter in exporters:
-        answer = resolved[exporter.url.host]
+    for name, host in hosts_of.items():
+        answer = resolved[host]
         if isinstance(answer, str):
             warnings.append(
-                f"exporter {exporter.name}: {exporter.url.host} does not resolve ({answer}): correct its "
+                f"exporter {name}: {host} does not resolve ({answer}): correct its "
                 "url, or the name in DNS or /etc/hosts"
             )
             continue
         outside = [address for address in answer if not _is_allowed(address, config.allow_upstreams)]
         if outside:
             shown = ", ".join(str(address) for address in outside)
-            is_literal = shown == exporter.url.host
-            subject = shown if is_literal else f"{exporter.url.host} resolves to {shown}, which"
+            subject = shown if shown == host else f"{host} resolves to {shown}, which"
             warnings.append(
-                f"exporter {exporter.name}: {subject} is outside allow_upstreams and would be refused: "
+                f"exporter {name}: {subject} is outside allow_upstreams and would be refused: "
                 "add its network there, or correct the url"
             )
     return warnings

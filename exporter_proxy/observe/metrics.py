@@ -8,8 +8,9 @@ one go would hold the event loop for half a second.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -24,6 +25,7 @@ from exporter_proxy.reasons import Reason
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RECORDS_PER_SLICE = 8
 """About a millisecond's work: a scrape takes a few turns of the loop, and waits for a slice at each."""
+SAMPLES_PER_SLICE = 100
 _EOF = b"# EOF\n"
 
 
@@ -40,6 +42,8 @@ class DaemonNumbers:
     config_sha256: str
     certificate_expiries: dict[str, float]
     """Unix time by kind."""
+    file_mtimes: Mapping[str, Mapping[str, float]]
+    """Unix time by file, by exporter; of those whose pages are in files."""
 
 
 def _scrapes(records: Sequence[ExporterRecord]) -> Metric:
@@ -194,6 +198,17 @@ def _daemon_families(numbers: DaemonNumbers) -> Iterator[Metric]:
     yield from ProcessCollector(registry=None).collect()
 
 
+def _file_mtimes(samples: Sequence[tuple[str, str, float]]) -> Metric:
+    family = GaugeMetricFamily(
+        "exporter_proxy_file_mtime_seconds",
+        "When a file was written, as the exporter's last scrape found it.",
+        labels=["exporter", "file"],
+    )
+    for exporter, file, mtime in samples:
+        family.add_metric([exporter, file], mtime)
+    return family
+
+
 class _OneFamily:
     """What the library's renderers take for a registry."""
 
@@ -214,6 +229,10 @@ def render(
         for start in range(0, len(records), RECORDS_PER_SLICE):
             text = _text_of(make_family(records[start : start + RECORDS_PER_SLICE]), is_openmetrics)
             yield _without_metadata(text) if start else text
+    mtimes = iter([(name, *pair) for name, files in numbers.file_mtimes.items() for pair in files.items()])
+    yield _text_of(_file_mtimes(list(islice(mtimes, SAMPLES_PER_SLICE))), is_openmetrics)
+    while more := list(islice(mtimes, SAMPLES_PER_SLICE)):
+        yield _without_metadata(_text_of(_file_mtimes(more), is_openmetrics))
     if is_openmetrics:
         yield _EOF
 

@@ -31,6 +31,11 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         last_reload_success=proxy.reload_state.last_success,
         config_sha256=running.config.fingerprint,
         certificate_expiries=running.certificate_expiries,
+        file_mtimes={
+            route.exporter.name: route.file_mtimes_seconds
+            for route in running.routes.routes
+            if route.exporter.file is not None
+        },
     )
     compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
     await send({"type": "http.response.start", "status": 200, "headers": headers})

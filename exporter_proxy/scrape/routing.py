@@ -7,22 +7,26 @@ normalisation, no prefix), so that nothing in a URL can choose another upstream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import quote_plus, unquote_to_bytes
 
 import httpx
 
 from exporter_proxy.config.problems import ConfigError, Problem
-from exporter_proxy.config.schema import Config, Exporter, Network
+from exporter_proxy.config.schema import Config, Exporter, Network, UpstreamUrl
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
 from exporter_proxy.scrape.share import Shares
 from exporter_proxy.scrape.slots import Slots
 from exporter_proxy.upstreams import MakeUpstream
 from exporter_proxy.upstreams.credentials import Credentials, read_credentials
+from exporter_proxy.upstreams.file import FileUpstream
 
 Verify = Callable[[httpx.Response, Exporter, str], httpx.Response]
+
+_NO_URL = UpstreamUrl("http", "localhost", 80, "/")
+"""What those are asked with that are no servers; they look at nothing of it."""
 
 
 class Route:
@@ -41,14 +45,16 @@ class Route:
         self.path = path
         """With the route prefix."""
         self.transport = transport
-        self.url = httpx.URL(f"{exporter.url.scheme}://{exporter.url.authority}/")
-        self.backend = exporter.url.backend
+        url = exporter.url or _NO_URL
+        self.url = httpx.URL(f"{url.scheme}://{url.authority}/")
+        self.backend = exporter.source.backend
+        # Those that are asked once at a time would keep the others waiting, so that in flight they share.
         self.shares = (
             Shares(exporter.share_for_seconds, exporter.share_max_bytes)
-            if exporter.share_for_seconds
+            if exporter.share_for_seconds or exporter.url is None
             else None
         )
-        self.verify = _load_verification() if exporter.verify else None
+        self.verify = _load_verification(exporter) if exporter.verify else None
         """Judges an answer for this route; ``None``: answers are not judged."""
         self.slots = Slots(exporter.max_concurrent)
         configured = [(name.encode("ascii"), value.encode("latin-1")) for name, value in exporter.headers]
@@ -56,19 +62,24 @@ class Route:
             configured.append((b"Authorization", credentials.authorization))
         replaced = {name.lower() for name, _ in configured}
         passed = {name.encode("ascii") for name in exporter.pass_headers}
-        self.allowed_headers = (FORWARDED | passed) - replaced
+        self.allowed_headers = (FORWARDED | passed) - replaced if exporter.url else frozenset[bytes]()
         """Lower-case names of the scraper's headers that pass; not those the configuration sets."""
         if b"host" not in replaced:
-            configured.insert(0, (b"Host", exporter.url.authority.encode("ascii")))
+            configured.insert(0, (b"Host", url.authority.encode("ascii")))
         self.configured_headers = configured
         self.content_type = exporter.content_type.encode("latin-1") if exporter.content_type else None
         self.record = record
 
-        own_path, _, own_query = exporter.url.target.partition("?")
+        own_path, _, own_query = url.target.partition("?")
         params = "&".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in exporter.params)
         query = "&".join(part for part in (own_query, params) if part)
         self._target = (f"{own_path}?{query}" if query else own_path).encode("ascii")
         self._query_joiner = b"&" if query else b"?"
+
+    @property
+    def file_mtimes_seconds(self) -> Mapping[str, float]:
+        """Unix times by file, as the last scrape found them; empty where there are no files."""
+        return self.transport.mtimes_seconds if isinstance(self.transport, FileUpstream) else {}
 
     def target(self, query: bytes) -> bytes:
         """The origin-form to ask for: the URL's own query, then ``params``, then the scraper's.
@@ -95,8 +106,12 @@ class Route:
         return None
 
 
-def _load_verification() -> Verify:
+def _load_verification(exporter: Exporter) -> Verify:
     """The grammars take 20 ms and 2 MiB to compile, so that only those who want them pay."""
+    if exporter.file is not None:
+        from exporter_proxy.scrape.files import merged  # noqa: PLC0415
+
+        return merged
     from exporter_proxy.scrape.verified import verified  # noqa: PLC0415
 
     return verified

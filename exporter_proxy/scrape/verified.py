@@ -47,7 +47,7 @@ class VerifiedBody(httpx.AsyncByteStream):
     def __init__(self, body: httpx.AsyncByteStream, verifier: Verifier, exporter: Exporter) -> None:
         self._body = body
         self._verifier = verifier
-        self._backend = exporter.url.backend
+        self._backend = exporter.source.backend
         self.is_exhausted = False
         """Whether the part given out last was the last one of a body that is good."""
 

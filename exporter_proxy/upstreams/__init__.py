@@ -11,6 +11,7 @@ import httpx
 
 from exporter_proxy.config.schema import Exporter, Network
 from exporter_proxy.upstreams.credentials import Credentials, client_context
+from exporter_proxy.upstreams.file import FileUpstream
 from exporter_proxy.upstreams.http import HttpUpstream
 from exporter_proxy.upstreams.messages import ScrapeRequest
 from exporter_proxy.upstreams.tls import Tls
@@ -30,16 +31,24 @@ def _http(
 def _https(
     exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
 ) -> httpx.AsyncBaseTransport:
+    assert exporter.url is not None
     tls = exporter.tls
     name = (tls.server_name if tls is not None else None) or exporter.url.host.removesuffix(".")
     has_certificate = tls is not None and tls.cert_file is not None
     return HttpUpstream(exporter, allowed, Tls(client_context(exporter, credentials), name, has_certificate))
 
 
+def _file(
+    exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
+) -> httpx.AsyncBaseTransport:
+    return FileUpstream(exporter)
+
+
 UPSTREAM_KINDS: dict[str, MakeUpstream] = {
     "http": _http,
     "https": _https,
     "http+unix": _http,
+    "file": _file,
 }
 
 
@@ -50,4 +59,4 @@ def make_upstream(
 
     Raises ConfigError where the files of its ``tls`` section cannot be used.
     """
-    return UPSTREAM_KINDS[exporter.url.scheme](exporter, allowed, credentials)
+    return UPSTREAM_KINDS[exporter.source.scheme](exporter, allowed, credentials)

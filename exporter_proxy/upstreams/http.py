@@ -38,6 +38,7 @@ class HttpUpstream(httpx.AsyncBaseTransport):
         allow_upstreams: tuple[Network, ...] | None,
         tls: Tls | None,
     ) -> None:
+        assert exporter.url is not None
         self.backend = exporter.url.backend
         self._max_response_bytes = exporter.max_response_bytes
         self._dialer = Dialer(exporter.url, allow_upstreams, tls)

@@ -301,3 +301,22 @@ def test_status_of_success_has_no_reason(daemon: Daemon, exporter: FakeExporter)
     entry = json.loads(daemon.output_lines[seen])
     assert entry["status"] == 200
     assert entry.get("reason") in (None, "", "-")
+
+
+FILES: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
+    "files clash": ("file_conflict", {"a": "x 1\n", "b": "x 2\n"}, {}),
+    "file too old": ("stale", {"a": "x 1\n"}, {"max_age": "1ns"}),
+    "no file": ("connect", {}, {}),
+}
+
+
+@pytest.mark.parametrize("situation", FILES)
+def test_status_of_files(situation: str, tmp_path: Path) -> None:
+    reason, files, route = FILES[situation]
+    for name, page in files.items():
+        (tmp_path / f"{name}.prom").write_text(page)
+    entry = {"file": f"{tmp_path}/*.prom", **route}
+    with Daemon({"exporters": {"x": entry}, "access_log": LOGGED}) as daemon:
+        reply = daemon.exchange(SCRAPE).expect_refusal(502, reason, "x")
+        assert f"{tmp_path}/" in reply.body.decode()
+        expect_accounted(daemon, 502, reason, denied=False)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from exporter_proxy.config import Config, ConfigError, Exporter, ListenAddress, config_warnings, parse_config
 from exporter_proxy.config.exporters import EXPORTER_KEYS
 from exporter_proxy.config.load import TOP_KEYS
-from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS
+from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS, UpstreamUrl
 from exporter_proxy.config.values import duration, size
 
 GOOD_DIRECTORY = Path(__file__).parents[1] / "testdata" / "config" / "good"
@@ -84,17 +84,9 @@ def check_exporter(exporter: Exporter) -> None:
     assert exporter.path != "/metrics"
     assert not exporter.path.startswith("/-/")
     assert not {".", ".."} & set(exporter.path.split("/"))
-    url = exporter.url
-    assert url.scheme in ("http", "https", "http+unix")
-    assert (url.scheme == "http+unix") == (url.socket_path is not None) == (url.port == 0)
-    assert 0 <= url.port <= 65535
-    if url.socket_path is not None:
-        assert re.fullmatch(r"/[!-~]{0,106}", url.socket_path)
-        assert url.host == "localhost"
-    assert re.fullmatch(r"/[!-~]*", url.target)
-    assert "#" not in url.target
-    # The way the upstream client sees it: another host there would be a hole in allow_upstreams.
-    assert httpx.URL(f"{url.scheme}://{url.authority}/").host.lower() == url.host.lower()
+    if exporter.url is not None:
+        check_url(exporter.url)
+    assert (exporter.url is None) != (exporter.file is None)
     assert exporter.timeout_seconds is None or 0 < exporter.timeout_seconds <= MAX_TIMEOUT_SECONDS
     assert 0 <= exporter.timeout_offset_seconds <= MAX_TIMEOUT_SECONDS
     assert exporter.max_response_bytes >= 1
@@ -106,6 +98,19 @@ def check_exporter(exporter: Exporter) -> None:
         assert name.lower() not in ("connection", "content-length", "transfer-encoding")
     assert all(name == name.lower() and name.isascii() and name != "host" for name in exporter.pass_headers)
     assert exporter.content_type is None or exporter.content_type.isprintable()
+
+
+def check_url(url: UpstreamUrl) -> None:
+    assert url.scheme in ("http", "https", "http+unix")
+    assert (url.scheme == "http+unix") == (url.socket_path is not None) == (url.port == 0)
+    assert 0 <= url.port <= 65535
+    if url.socket_path is not None:
+        assert re.fullmatch(r"/[!-~]{0,106}", url.socket_path)
+        assert url.host == "localhost"
+    assert re.fullmatch(r"/[!-~]*", url.target)
+    assert "#" not in url.target
+    # The way the upstream client sees it: another host there would be a hole in allow_upstreams.
+    assert httpx.URL(f"{url.scheme}://{url.authority}/").host.lower() == url.host.lower()
 
 
 @fuzz

@@ -89,6 +89,7 @@ def write_files(directory: Path) -> None:
     client.private_key_pem.write_to_path(directory / "client.key")
     for name in ("node_exporter.password", "redis_exporter.token"):
         (directory / name).write_text("s3cr3t\n")
+    (directory / "lib").mkdir()
 
 
 @pytest.mark.parametrize("block", of_kind("config"), ids=str)
@@ -99,7 +100,7 @@ def test_configurations_pass_check(block: Block, tmp_path: Path) -> None:
 
 def check(config: str, directory: Path, *flags: str) -> tuple[int, str]:
     """Exit status of ``exporter_proxy check``, and what it complains of."""
-    (directory / "config.yml").write_text(config)
+    (directory / "config.yml").write_text(config.replace("/var/lib/exporter_proxy", f"{directory}/lib"))
     write_files(directory)
     result = subprocess.run(
         [*MODULE, "check", *flags],

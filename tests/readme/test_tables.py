@@ -17,21 +17,27 @@ from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
 from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from exporter_proxy.config.sources import FILE_KEYS
 from exporter_proxy.daemon import LAG_SAMPLES
 from exporter_proxy.discover.candidates import EXPORTER_PORTS
 from exporter_proxy.discover.recognise import known_ports
 from exporter_proxy.observe.history import RECENT_SCRAPES
 from exporter_proxy.pages import PAGES
 from exporter_proxy.reasons import ADVICE, DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason
+from exporter_proxy.scrape.exposition.merge import MAX_BYTES as MERGED_MAX_BYTES
 from exporter_proxy.scrape.headers import FORWARDED, SCRAPE_TIMEOUT_HEADER
 from exporter_proxy.scrape.verified import HOLD_BYTES
 from exporter_proxy.upstreams.connection import MAX_HEAD_BYTES
-from tests.daemon import REPOSITORY, proxied, wait_until
+from exporter_proxy.upstreams.file import MAX_FILES
+from tests.daemon import REPOSITORY, Daemon, wait_until
 from tests.e2e.processes import MODULE
+from tests.fakes.exporter import FakeExporter
 from tests.readme.document import README, blocks, code_words, sections, table
 
 SECTION_KEYS = {"tls": TLS_KEYS, "access_log": ACCESS_LOG_KEYS, "error_log": ERROR_LOG_KEYS}
 EXPORTER = {"url": "http://127.0.0.1:9100/metrics"}
+ENTRIES = {key: {"file": "/x.prom"} for key in FILE_KEYS}
+"""What a key stands beside, where that is no url."""
 
 
 def key_rows(number: int) -> list[tuple[str, str]]:
@@ -51,6 +57,8 @@ def exporter_config(**entry: Any) -> Exporter:
 def value_of(parsed: object, key: str) -> object:
     """What ``key`` has become; attributes carry their unit or that they are a path."""
     candidates = (key, f"{key}_seconds", f"{key}_path", f"{key}_file", key.removesuffix("_config_file"))
+    if isinstance(parsed, Exporter) and key in ENTRIES:
+        parsed = parsed.source
     names = [name for name in candidates if hasattr(parsed, name)]
     assert names, f"{type(parsed).__name__} has nothing called like {key}"
     return getattr(parsed, names[0])
@@ -90,14 +98,15 @@ def test_defaults_of_the_daemon_are_what_they_are_said_to_be(key: str, default: 
 @pytest.mark.parametrize(("key", "default"), key_rows(1))
 def test_defaults_of_an_exporter_are_what_they_are_said_to_be(key: str, default: str) -> None:
     values = code_words(default)
+    entry = ENTRIES.get(key, EXPORTER)
     if default == "required":
         with pytest.raises(ConfigError, match=rf"exporters.x.{key}: missing"):
             exporter_config(path="/x")
     elif values:
-        text = f"exporters: {{x: {{url: '{EXPORTER['url']}', {key}: {values[0].replace('NAME', 'x')}}}}}"
-        assert parse_config(text.encode(), "config.yml").exporters == (exporter_config(**EXPORTER),)
+        text = f"exporters: {{x: {{{str(entry)[1:-1]}, {key}: {values[0].replace('NAME', 'x')}}}}}"
+        assert parse_config(text.encode(), "config.yml").exporters == (exporter_config(**entry),)
     else:
-        assert value_of(exporter_config(**EXPORTER), key) in (None, ())
+        assert value_of(exporter_config(**entry), key) in (None, ())
 
 
 def test_the_status_table_has_every_reason_with_its_status() -> None:
@@ -122,15 +131,23 @@ def test_every_503_has_a_retry_after_that_is_always_the_same() -> None:
 
 
 def test_the_metrics_table_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
-    """Over TLS, for the metric of its certificate."""
+    """Over TLS, for the metric of its certificate, and with a file, for that of its time."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     both = str(tmp_path / "both.pem")
-    with proxied(tls={"certfile": both, "keyfile": both}) as (daemon, _):
-        daemon.get("/x/metrics", tls=trusting).expect_ok()
+    (tmp_path / "x.prom").write_text("x 1\n")
+    tls = {"certfile": both, "keyfile": both}
+    with (
+        FakeExporter() as fake,
+        Daemon(
+            {"tls": tls, "exporters": {"x": {"url": fake.url()}, "f": {"file": f"{tmp_path}/x.prom"}}}
+        ) as daemon,
+    ):
+        for name in "xf":
+            daemon.get(f"/{name}/metrics", tls=trusting).expect_ok()
         up = ("exporter_proxy_exporter_up", frozenset({("exporter", "x")}))
         wait_until(lambda: daemon.metrics(tls=trusting).get(up) == 1, "the exporter is up")
         page = daemon.get("/metrics", tls=trusting).expect_ok().body.decode()
@@ -206,6 +223,7 @@ def test_every_page_is_named(path: str) -> None:
         (r"each exporter's last (\d+) scrapes", [RECENT_SCRAPES]),
         (r"holds back up to (\d+) KiB", [HOLD_BYTES / 1024]),
         (r"headers over (\d+) KiB", [MAX_HEAD_BYTES / 1024]),
+        (r"text format, (\d+) MiB and (\d+) files at most", [MERGED_MAX_BYTES / 2**20, MAX_FILES]),
         (r"worst delay of the event loop in (\d+) s", [LAG_SAMPLES]),
         (r"sockets on ports (\d+) to (\d+)", [EXPORTER_PORTS[0], EXPORTER_PORTS[-1]]),
     ],

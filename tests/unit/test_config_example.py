@@ -14,7 +14,12 @@ from exporter_proxy.config import Pem, ServerTls, parse_config
 from exporter_proxy.config.credentials import CLIENT_TLS_KEYS
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
-from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, ACCESS_LOG_FORMATS, DEFAULT_ACCESS_LOG_FIELDS
+from exporter_proxy.config.schema import (
+    ACCESS_LOG_FIELDS,
+    ACCESS_LOG_FORMATS,
+    DEFAULT_ACCESS_LOG_FIELDS,
+    FileSource,
+)
 
 EXAMPLE = (Path(__file__).parents[2] / "config.example.yml").read_text(encoding="utf-8")
 MINIMAL = b"exporters: {node_exporter: {url: http://127.0.0.1:9100/metrics}}"
@@ -61,7 +66,7 @@ def with_real_files(text: str, tls_files: ServerTls) -> bytes:
 
 def without_contradictions(text: str) -> str:
     """Keys that exclude each other cannot all be in use: a token beside a password, TLS by http."""
-    text = re.sub(r"(?m)^ *bearer_token_file:.*\n", "", text)
+    text = re.sub(r"(?m)^ *(bearer_token_file|file|max_age|follow_symlinks):.*\n", "", text)
     return text.replace("url: http://", "url: https://")
 
 
@@ -116,6 +121,13 @@ def test_loads_with_every_key_in_use(without: str, tls_files: ServerTls) -> None
 def test_loads_with_a_token(tls_files: ServerTls) -> None:
     text = EXAMPLE.replace("#bearer_token_file", "bearer_token_file")
     assert parse_config(with_real_files(text, tls_files), "config.yml").exporters[0].bearer_token_file
+
+
+def test_loads_with_files_in_place_of_a_url(tmp_path: Path) -> None:
+    text = re.sub(r"#(?=file:|max_age:|follow_symlinks:)", "", EXAMPLE.replace("url: http", "#url: http"))
+    text = text.replace("/var/lib/exporter_proxy", str(tmp_path))
+    exporter = parse_config(text.encode(), "config.yml").exporters[0]
+    assert exporter.file == FileSource(f"{tmp_path}/*.prom", 7200.0, follow_symlinks=True)
 
 
 @pytest.mark.parametrize("key", [key for key in TOP_KEYS if key != "exporters"])

@@ -26,7 +26,14 @@ from exporter_proxy.config import (
     WebConfig,
     parse_config,
 )
-from exporter_proxy.config.schema import BasicAuth, ClientTls, StarterListen, SystemdListen, UnixListen
+from exporter_proxy.config.schema import (
+    BasicAuth,
+    ClientTls,
+    FileSource,
+    StarterListen,
+    SystemdListen,
+    UnixListen,
+)
 
 TESTDATA = Path(__file__).parents[1] / "testdata" / "config"
 BAD = sorted((TESTDATA / "bad").glob("*.yml"))
@@ -264,6 +271,14 @@ def test_every_key_is_read(certificates: Path) -> None:
                 **inherited,
             ),
             exporter("token", bearer_token_file=str(certificates / "token"), **inherited),
+            exporter(
+                "files",
+                url=None,
+                file=FileSource(str(certificates / "*.prom"), 7200.0, follow_symlinks=False),
+                allow_params=frozenset(),
+                content_type="text/plain; version=1.0.0",
+                **inherited,
+            ),
         ),
         access_log=AccessLog("json", str(certificates / "access.log"), ("exporter", "user_agent")),
         error_log_path=str(certificates / "error.log"),

@@ -39,6 +39,7 @@ CONTRACT = {
     "exporter_proxy_config_hash": (),
     "exporter_proxy_certificate_not_after_timestamp_seconds": ("kind",),
     "exporter_proxy_build_info": ("version", "python"),
+    "exporter_proxy_file_mtime_seconds": ("exporter", "file"),
 }
 """Names and labels that dashboards and alerts rely on."""
 
@@ -55,6 +56,7 @@ def numbers() -> DaemonNumbers:
         last_reload_success=1_700_000_000.5,
         config_sha256=SHA256,
         certificate_expiries={"server": 1_800_000_000.0, "client_ca": 1_900_000_000.0},
+        file_mtimes={"backup": {"/x/a.prom": 1_700_000_000.5, '/x/"b".prom': 1.0}, "none": {}},
     )
 
 
