@@ -27,6 +27,7 @@ class Reason(StrEnum):
     REDIRECT = "redirect"
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"
+    COMMAND_FAILED = "command_failed"
     FILE_CONFLICT = "file_conflict"
     STALE = "stale"
     SATURATED = "saturated"
@@ -63,6 +64,7 @@ SCRAPE_ERROR_STATUS: dict[Reason, int] = {
     Reason.REDIRECT: 502,
     Reason.TOO_LARGE: 502,
     Reason.MALFORMED: 502,
+    Reason.COMMAND_FAILED: 502,
     Reason.FILE_CONFLICT: 502,
     Reason.STALE: 502,
     Reason.SATURATED: 503,
@@ -95,12 +97,20 @@ ADVICE: dict[Reason, str] = {
     Reason.TIMEOUT: "find what it waits for, or raise scrape_timeout",
     Reason.CLIENT_SLOW: "look at the network",
     Reason.INTERNAL: "report it, with the log",
+    Reason.COMMAND_FAILED: "read what it said on stderr, in the message",
     Reason.FILE_CONFLICT: "keep it in one of the files that the message names",
     Reason.STALE: "see that the job runs that writes it",
     Reason.UPSTREAM_STATUS: "read what the exporter says, with curl",
     Reason.TRUNCATED: "see its own log",
     Reason.CLIENT_GONE: "raise scrape_timeout",
 }
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with escapes for line breaks, direction marks and whatever does not print."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Denied(Exception):

@@ -26,6 +26,8 @@ PACKAGE = "exporter-proxy"
 VENV = Path("usr/lib/exporter_proxy")
 DOCUMENTATION = Path("usr/share/doc") / PACKAGE
 UNITS = Path("usr/lib/systemd/system")
+OPTIONAL_DROP_INS = "[2-9]?-*.conf"
+"""Each for a feature that not everyone has; they are examples."""
 CONFFILES = {"etc/exporter_proxy/config.yml": "config.yml", f"etc/logrotate.d/{PACKAGE}": "logrotate"}
 LAUNCHER = """\
 #!/{venv}/bin/python
@@ -61,7 +63,7 @@ def build(wheel: Path, version: str, release: Release, architecture: str, destin
         _make_venv(root / VENV, requirements(wheel, version), wheel.parent, target)
         (root / "usr/bin").mkdir()
         (root / "usr/bin/exporter_proxy").symlink_to("../lib/exporter_proxy/bin/exporter_proxy")
-        shutil.copytree(HERE / "systemd", root / UNITS)
+        shutil.copytree(HERE / "systemd", root / UNITS, ignore=shutil.ignore_patterns(OPTIONAL_DROP_INS))
         for installed, source in CONFFILES.items():
             (root / installed).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(HERE / "deb" / source, root / installed)
@@ -112,6 +114,8 @@ def _make_venv(venv: Path, pins: str, wheels: Path, target: Target) -> None:
 def _write_documentation(directory: Path, package_version: str, release: Release) -> None:
     (directory / "examples").mkdir(parents=True)
     shutil.copyfile(REPOSITORY / "config.example.yml", directory / "examples/config.example.yml")
+    for drop_in in (HERE / "systemd").rglob(OPTIONAL_DROP_INS):
+        shutil.copyfile(drop_in, directory / "examples" / drop_in.name)
     shutil.copyfile(HERE / "deb" / "copyright", directory / "copyright")
     date = formatdate(source_date_epoch())
     entry = f"{PACKAGE} ({package_version}) {release.name}; urgency=medium\n\n  * See changelog.gz.\n\n"

@@ -12,9 +12,10 @@ from exporter_proxy.config.credentials import (
     read_client_tls,
 )
 from exporter_proxy.config.positions import position
-from exporter_proxy.config.schema import Exporter, FileSource, UpstreamUrl
+from exporter_proxy.config.schema import CommandSource, Exporter, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.sources import (
+    COMMAND_KEYS,
     FILE_KEYS,
     SOURCE_KEYS,
     URL_EXAMPLE,
@@ -63,6 +64,7 @@ EXPORTER_KEYS = (
     "content_type",
     "labels",
     *FILE_KEYS,
+    *COMMAND_KEYS,
 )
 
 SCRAPE_TIMEOUT = duration("2m")
@@ -187,6 +189,7 @@ def _read_exporter(
         content_type=content_type,
         labels=labels,
         file=source if isinstance(source, FileSource) else None,
+        command=source if isinstance(source, CommandSource) else None,
     )
 
 

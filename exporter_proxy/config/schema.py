@@ -255,10 +255,31 @@ class FileSource:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandSource:
+    """A program on this host that prints the page, run for each scrape."""
+
+    scheme: ClassVar[str] = "command"
+    program: str
+    """Absolute path."""
+    arguments: tuple[str, ...] = field(repr=False)
+    env: tuple[tuple[str, str], ...] = field(repr=False)
+    """Its whole environment, in file order; may hold secrets, as the arguments may."""
+    working_dir: str
+
+    @property
+    def backend(self) -> str:
+        """As shown in messages and in the access log's ``backend`` field."""
+        return f"command:{self.program}"
+
+    def __str__(self) -> str:
+        return self.backend
+
+
+@dataclass(frozen=True, slots=True)
 class Exporter:
     """One exporter: its path on this daemon, where it is asked, and the rules of a scrape.
 
-    Exactly one of ``url`` and ``file`` is set.
+    Exactly one of ``url``, ``file`` and ``command`` is set.
     """
 
     name: str
@@ -294,11 +315,12 @@ class Exporter:
     labels: tuple[tuple[str, str], ...]
     """Given to Prometheus with its target, in file order; ``exporter`` is never among them."""
     file: FileSource | None = None
+    command: CommandSource | None = None
 
     @property
-    def source(self) -> UpstreamUrl | FileSource:
+    def source(self) -> UpstreamUrl | FileSource | CommandSource:
         """Where the metrics come from, whichever kind it is."""
-        source = self.url or self.file
+        source = self.url or self.file or self.command
         assert source is not None, "one of them is set"
         return source
 

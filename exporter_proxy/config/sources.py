@@ -1,4 +1,4 @@
-"""Where an exporter's metrics come from: its ``url`` or ``file``, and the keys that go with each.
+"""Where an exporter's metrics come from: its ``url``, ``file`` or ``command``, and the keys of each.
 
 Only whether a source can be used at all is looked at here: what it gives is for each scrape to see.
 """
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from exporter_proxy.config.addresses import UPSTREAM_URL
 from exporter_proxy.config.problems import quoted
-from exporter_proxy.config.schema import FileSource, UpstreamUrl
+from exporter_proxy.config.schema import CommandSource, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
-from exporter_proxy.config.values import BOOLEAN, FILE_PATH, duration
+from exporter_proxy.config.values import BOOLEAN, ENV_NAME, FILE_PATH, PROCESS_TEXT, duration
 
-SOURCE_KEYS = ("url", "file")
+SOURCE_KEYS = ("url", "file", "command")
 FILE_KEYS = ("max_age", "follow_symlinks")
+COMMAND_KEYS = ("env", "working_dir")
 _URL_KEYS = (
     "allow_params",
     "params",
@@ -26,13 +27,13 @@ _URL_KEYS = (
     "tls",
     "insecure_skip_verify",
 )
-_KEYS_OF = {"url": _URL_KEYS, "file": FILE_KEYS}
+_KEYS_OF = {"url": _URL_KEYS, "file": FILE_KEYS, "command": COMMAND_KEYS}
 
 URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
 MAX_AGE = duration("52w")
 _TEXT_FORMAT = "text/plain"
 
-Source = UpstreamUrl | FileSource
+Source = UpstreamUrl | FileSource | CommandSource
 
 
 def read_source(entry: Section, base_dir: str) -> Source | None:
@@ -48,10 +49,14 @@ def read_source(entry: Section, base_dir: str) -> Source | None:
         for key in keys:
             if key in entry and owner not in named:
                 entry.report(key, f"it has no effect on a {kind}, remove it")
-    return entry.get("url", UPSTREAM_URL, None) if kind == "url" else _read_file(entry, base_dir)
+    if kind == "url":
+        return entry.get("url", UPSTREAM_URL, None)
+    return _read_file(entry, base_dir) if kind == "file" else _read_command(entry, base_dir)
 
 
-def check_verification(entry: Section, verify: bool, source: FileSource, content_type: str | None) -> None:
+def check_verification(
+    entry: Section, verify: bool, source: FileSource | CommandSource, content_type: str | None
+) -> None:
     """What no exporter has made is judged always, and only pages in the text format can be merged."""
     if not verify:
         entry.report("verify", f"what comes from a {source.scheme} is always verified, remove it")
@@ -87,4 +92,46 @@ def _why_no_file(source: FileSource) -> str | None:
         return f"{quoted(str(directory))} is no directory"
     if not os.access(directory, os.R_OK | os.X_OK if source.has_wildcards else os.X_OK):
         return "its directory is not readable (permission denied) for the user that runs exporter_proxy"
+    return None
+
+
+def _read_command(entry: Section, base_dir: str) -> CommandSource | None:
+    words = entry.get_list("command", PROCESS_TEXT, None)
+    env = _read_env(entry)
+    given_dir = entry.get("working_dir", FILE_PATH, "/")
+    working_dir = os.path.join(base_dir, given_dir)  # noqa: PTH118 - as above
+    if not Path(working_dir).is_dir():
+        wrong = "there is no such directory, create it or correct the path"
+        entry.report("working_dir", f"{quoted(given_dir)}: {wrong}")
+    if not words:
+        if entry.is_empty_list("command"):
+            entry.report("command", "the list is empty, it needs at least the program")
+        return None
+    program, *arguments = words
+    unusable = _why_no_program(program)
+    if unusable is not None:
+        entry.report("command", f"{quoted(program)}: {unusable}")
+        return None
+    return CommandSource(program, tuple(arguments), env, working_dir)
+
+
+def _read_env(entry: Section) -> tuple[tuple[str, str], ...]:
+    section = entry.section("env", known_keys=None)
+    if section is None:
+        return ()
+    return tuple(
+        (name, section.get(name, PROCESS_TEXT, "")) for name in section if section.check_key(name, ENV_NAME)
+    )
+
+
+def _why_no_program(program: str) -> str | None:
+    path = Path(program)
+    if not path.is_absolute():
+        return "the path of the program must be absolute, no PATH is searched and no shell reads it"
+    if not path.exists():
+        return "there is no such program, install it or correct the path"
+    if not path.is_file():
+        return "not a regular file"
+    if not os.access(path, os.X_OK):
+        return "not executable, make it so for the user that runs exporter_proxy"
     return None

@@ -224,6 +224,26 @@ def _parse_file_path(text: str) -> str:
 FILE_PATH = Kind("the path of a file", _parse_file_path, only_text=True)
 
 
+def _parse_process_text(text: str) -> str:
+    if "\0" in text:
+        raise BadValue("no program could be given a NUL", secret=True)
+    return text
+
+
+PROCESS_TEXT = Kind("text", _parse_process_text)
+"""An argument, or the value of an environment variable."""
+
+
+def _parse_env_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        # It may be NAME=value, put in the wrong place.
+        raise BadValue('it begins with a letter or "_" and goes on with letters, digits and "_"', secret=True)
+    return text
+
+
+ENV_NAME = Kind("the name of an environment variable", _parse_env_name)
+
+
 def _parse_param_name(text: str) -> str:
     if not text:
         raise BadValue

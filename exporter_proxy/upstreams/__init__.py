@@ -10,6 +10,7 @@ from collections.abc import Callable
 import httpx
 
 from exporter_proxy.config.schema import Exporter, Network
+from exporter_proxy.upstreams.command import CommandUpstream
 from exporter_proxy.upstreams.credentials import Credentials, client_context
 from exporter_proxy.upstreams.file import FileUpstream
 from exporter_proxy.upstreams.http import HttpUpstream
@@ -44,11 +45,18 @@ def _file(
     return FileUpstream(exporter)
 
 
+def _command(
+    exporter: Exporter, allowed: AllowedUpstreams, credentials: Credentials
+) -> httpx.AsyncBaseTransport:
+    return CommandUpstream(exporter)
+
+
 UPSTREAM_KINDS: dict[str, MakeUpstream] = {
     "http": _http,
     "https": _https,
     "http+unix": _http,
     "file": _file,
+    "command": _command,
 }
 
 

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import httpx
 
 from exporter_proxy.config.schema import Exporter, FileSource
-from exporter_proxy.reasons import Reason, ScrapeError
-from exporter_proxy.upstreams.messages import ScrapeRequest, ScrapeResponse
+from exporter_proxy.reasons import Reason, ScrapeError, printable
+from exporter_proxy.upstreams.messages import TEXT_CONTENT_TYPE, ScrapeRequest, ScrapeResponse
 from exporter_proxy.upstreams.threads import Threads
 
 MAX_FILES = 1000
 """Each is a series of the own metrics; more are a mistake in the pattern, or in who should clean up."""
 
-_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _READ_BYTES = 1 << 20
 _READS_OF_A_FILE_THAT_CHANGES = 3
 # A FIFO that took a file's place meanwhile must not hold up the open.
@@ -84,7 +83,9 @@ class FileUpstream(httpx.AsyncBaseTransport):
         is_head = request.method == "HEAD"
         if isinstance(request, ScrapeRequest) and not is_head:
             request.exchange.received_bytes = sum(len(file.content) for file in files)
-        return ScrapeResponse(200, [(b"Content-Type", _CONTENT_TYPE)], FileContents([] if is_head else files))
+        return ScrapeResponse(
+            200, [(b"Content-Type", TEXT_CONTENT_TYPE)], FileContents([] if is_head else files)
+        )
 
     def _check_age(self, files: list[ReadFile]) -> None:
         max_age = self._source.max_age_seconds
@@ -201,7 +202,4 @@ def _unreadable(path: str, why: str) -> ScrapeError:
 
 def shown(path: str) -> str:
     """``path`` on one line and in valid UTF-8, whatever is in a file's name."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -13,6 +13,9 @@ import httpx
 
 from exporter_proxy.observe.exchange import Exchange
 
+TEXT_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+"""Of pages that come from no server."""
+
 _NO_BODY = httpx.ByteStream(b"")
 
 

@@ -320,3 +320,12 @@ def test_status_of_files(situation: str, tmp_path: Path) -> None:
         reply = daemon.exchange(SCRAPE).expect_refusal(502, reason, "x")
         assert f"{tmp_path}/" in reply.body.decode()
         expect_accounted(daemon, 502, reason, denied=False)
+
+
+def test_status_of_a_command_that_fails(tmp_path: Path) -> None:
+    entry = {"command": ["/bin/sh", "-c", "echo broken >&2; exit 3"]}
+    with Daemon({"exporters": {"x": entry}, "access_log": LOGGED}) as daemon:
+        reply = daemon.exchange(SCRAPE).expect_refusal(502, "command_failed", "x")
+        assert "command:/bin/sh exited with status 3 after" in reply.body.decode()
+        assert reply.body.decode().endswith("ms: broken\n")
+        expect_accounted(daemon, 502, "command_failed", denied=False)

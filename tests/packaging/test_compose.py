@@ -102,7 +102,7 @@ def test_who_is_asked_is_a_service_that_can_be_reached() -> None:
         for target in static["targets"]
     ]
     asked = {
-        *(("exporter_proxy", exporter.url.backend) for exporter in config.exporters),
+        *(("exporter_proxy", exporter.source.backend) for exporter in config.exporters),
         *(("prometheus", target) for target in targets),
         ("grafana", urlsplit(datasource["url"]).netloc),
     }

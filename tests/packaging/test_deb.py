@@ -67,6 +67,13 @@ def test_configuration_files_are_marked_as_such(unpacked: Path) -> None:
     assert (unpacked / "DEBIAN" / "conffiles").read_text().split() == sorted(inside)
 
 
+def test_drop_ins_of_features_are_examples(unpacked: Path) -> None:
+    directory = unpacked / "usr/lib/systemd/system/exporter_proxy.service.d"
+    assert [path.name for path in directory.iterdir()] == ["10-socket.conf"]
+    optional = unpacked / "usr/share/doc/exporter-proxy/examples/30-command.conf"
+    assert optional.read_bytes() == (PACKAGING / "systemd" / directory.name / optional.name).read_bytes()
+
+
 def test_the_first_configuration_is_good_and_lets_nobody_else_in() -> None:
     text = (PACKAGING / "deb" / "config.yml").read_text()
     assert yaml.safe_load(text)["listen"] == "systemd"

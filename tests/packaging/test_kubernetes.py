@@ -208,7 +208,7 @@ def test_exporters_listen_where_the_daemon_looks_for_them(
     ]
     listened_on = {argument.partition("=")[2] for argument in arguments if "web.listen-address=" in argument}
     asked = {
-        exporter.url.backend for exporter in load_config(str(KUBERNETES / name / "config.yml")).exporters
+        exporter.source.backend for exporter in load_config(str(KUBERNETES / name / "config.yml")).exporters
     }
     # kube-proxy is the node's own.
     assert asked - listened_on == ({"127.0.0.1:10249"} if name == "node" else set())

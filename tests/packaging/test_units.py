@@ -16,6 +16,7 @@ from tests.packaging.artefacts import PACKAGING, needs
 UNITS = PACKAGING / "systemd"
 SERVICE = UNITS / "exporter_proxy.service"
 SOCKET_DROP_IN = Path("exporter_proxy.service.d/10-socket.conf")
+COMMAND_DROP_IN = Path("exporter_proxy.service.d/30-command.conf")
 PROGRAM = "/usr/bin/exporter_proxy"
 MAX_EXPOSURE = 1.2
 
@@ -48,14 +49,16 @@ def test_systemd_understands_every_line(installed: Path, with_socket: bool) -> N
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("with_socket", [False, True], ids=["alone", "with its socket"])
-def test_systemd_rates_the_service_as_safe(with_socket: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "drop_ins",
+    [(), (SOCKET_DROP_IN,), (SOCKET_DROP_IN, COMMAND_DROP_IN)],
+    ids=["alone", "with its socket", "with commands"],
+)
+def test_systemd_rates_the_service_as_safe(drop_ins: tuple[Path, ...], tmp_path: Path) -> None:
     # Offline, drop-ins are not looked for: what they add comes last.
     service = tmp_path / SERVICE.name
-    service.write_text(SERVICE.read_text())
-    if with_socket:
-        sections = (UNITS / SOCKET_DROP_IN).read_text()
-        service.write_text(f"{service.read_text()}\n{sections}")
+    sections = [(UNITS / drop_in).read_text() for drop_in in drop_ins]
+    service.write_text("\n".join([SERVICE.read_text(), *sections]))
     result = subprocess.run(
         [
             needs("systemd-analyze"),
@@ -84,6 +87,27 @@ def test_the_network_is_closed_only_where_systemd_holds_the_port() -> None:
     assert [value for name, value in drop_in if name == "IPAddressDeny"] == ["any"]
     assert [value for name, value in drop_in if name == "IPAddressAllow"] == ["localhost"]
     assert ("Requires", "exporter_proxy.socket") in drop_in
+
+
+def test_commands_get_more_tasks_and_cannot_take_the_daemon_with_them() -> None:
+    drop_in = directives(UNITS / COMMAND_DROP_IN)
+    assert drop_in == [("TasksMax", "256"), ("OOMScoreAdjust", "0"), ("OOMPolicy", "continue")]
+    assert int(dict(drop_in)["TasksMax"]) > int(dict(directives(SERVICE))["TasksMax"])
+
+
+def test_what_commands_may_need_is_systemds_word_for_it(installed: Path) -> None:
+    """Each line that is there to be switched on."""
+    drop_in = installed / COMMAND_DROP_IN
+    text, count = re.subn(r"(?m)^#(?=[A-Z]\w+=)", "", drop_in.read_text())
+    assert count == 11
+    drop_in.write_text(text)
+    result = subprocess.run(
+        [needs("systemd-analyze"), "verify", "--man=no", installed / SERVICE.name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
 def test_the_service_reads_the_configuration_that_commands_read() -> None:

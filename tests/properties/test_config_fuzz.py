@@ -86,7 +86,7 @@ def check_exporter(exporter: Exporter) -> None:
     assert not {".", ".."} & set(exporter.path.split("/"))
     if exporter.url is not None:
         check_url(exporter.url)
-    assert (exporter.url is None) != (exporter.file is None)
+    assert [exporter.url, exporter.file, exporter.command].count(None) == 2
     assert exporter.timeout_seconds is None or 0 < exporter.timeout_seconds <= MAX_TIMEOUT_SECONDS
     assert 0 <= exporter.timeout_offset_seconds <= MAX_TIMEOUT_SECONDS
     assert exporter.max_response_bytes >= 1

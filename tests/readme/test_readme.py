@@ -90,6 +90,9 @@ def write_files(directory: Path) -> None:
     for name in ("node_exporter.password", "redis_exporter.token"):
         (directory / name).write_text("s3cr3t\n")
     (directory / "lib").mkdir()
+    (directory / "bin").mkdir()
+    (directory / "bin" / "raid_metrics").write_text("#!/bin/sh\n")
+    (directory / "bin" / "raid_metrics").chmod(0o755)
 
 
 @pytest.mark.parametrize("block", of_kind("config"), ids=str)
@@ -100,7 +103,8 @@ def test_configurations_pass_check(block: Block, tmp_path: Path) -> None:
 
 def check(config: str, directory: Path, *flags: str) -> tuple[int, str]:
     """Exit status of ``exporter_proxy check``, and what it complains of."""
-    (directory / "config.yml").write_text(config.replace("/var/lib/exporter_proxy", f"{directory}/lib"))
+    config = config.replace("/var/lib/exporter_proxy", f"{directory}/lib")
+    (directory / "config.yml").write_text(config.replace("/usr/local/bin", f"{directory}/bin"))
     write_files(directory)
     result = subprocess.run(
         [*MODULE, "check", *flags],

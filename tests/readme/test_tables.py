@@ -17,7 +17,7 @@ from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
 from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
-from exporter_proxy.config.sources import FILE_KEYS
+from exporter_proxy.config.sources import COMMAND_KEYS, FILE_KEYS
 from exporter_proxy.daemon import LAG_SAMPLES
 from exporter_proxy.discover.candidates import EXPORTER_PORTS
 from exporter_proxy.discover.recognise import known_ports
@@ -36,7 +36,10 @@ from tests.readme.document import README, blocks, code_words, sections, table
 
 SECTION_KEYS = {"tls": TLS_KEYS, "access_log": ACCESS_LOG_KEYS, "error_log": ERROR_LOG_KEYS}
 EXPORTER = {"url": "http://127.0.0.1:9100/metrics"}
-ENTRIES = {key: {"file": "/x.prom"} for key in FILE_KEYS}
+ENTRIES: dict[str, dict[str, Any]] = {
+    **{key: {"file": "/x.prom"} for key in FILE_KEYS},
+    **{key: {"command": ["/bin/sh"]} for key in COMMAND_KEYS},
+}
 """What a key stands beside, where that is no url."""
 
 

@@ -18,6 +18,7 @@ from exporter_proxy.config.schema import (
     ACCESS_LOG_FIELDS,
     ACCESS_LOG_FORMATS,
     DEFAULT_ACCESS_LOG_FIELDS,
+    CommandSource,
     FileSource,
 )
 
@@ -66,7 +67,9 @@ def with_real_files(text: str, tls_files: ServerTls) -> bytes:
 
 def without_contradictions(text: str) -> str:
     """Keys that exclude each other cannot all be in use: a token beside a password, TLS by http."""
-    text = re.sub(r"(?m)^ *(bearer_token_file|file|max_age|follow_symlinks):.*\n", "", text)
+    text = re.sub(
+        r"(?m)^ *(bearer_token_file|file|max_age|follow_symlinks|command|env|working_dir):.*\n", "", text
+    )
     return text.replace("url: http://", "url: https://")
 
 
@@ -128,6 +131,15 @@ def test_loads_with_files_in_place_of_a_url(tmp_path: Path) -> None:
     text = text.replace("/var/lib/exporter_proxy", str(tmp_path))
     exporter = parse_config(text.encode(), "config.yml").exporters[0]
     assert exporter.file == FileSource(f"{tmp_path}/*.prom", 7200.0, follow_symlinks=True)
+
+
+def test_loads_with_a_command_in_place_of_a_url() -> None:
+    text = re.sub(r"#(?=command:|env:|working_dir:)", "", EXAMPLE.replace("url: http", "#url: http"))
+    text = text.replace("/usr/local/bin/raid_metrics", "/bin/sh")
+    expected = CommandSource("/bin/sh", ("--all",), (("LANG", "C"),), "/")
+    assert parse_config(text.encode(), "config.yml").exporters[0].command == expected
+    defaults = re.sub(r" +(env|working_dir):.*\n", "", text)
+    assert parse_config(defaults.encode(), "config.yml").exporters[0].command == replace(expected, env=())
 
 
 @pytest.mark.parametrize("key", [key for key in TOP_KEYS if key != "exporters"])

@@ -29,6 +29,7 @@ from exporter_proxy.config import (
 from exporter_proxy.config.schema import (
     BasicAuth,
     ClientTls,
+    CommandSource,
     FileSource,
     StarterListen,
     SystemdListen,
@@ -278,6 +279,18 @@ def test_every_key_is_read(certificates: Path) -> None:
                 allow_params=frozenset(),
                 content_type="text/plain; version=1.0.0",
                 **inherited,
+            ),
+            exporter(
+                "runs",
+                url=None,
+                command=CommandSource(
+                    "/bin/sh",
+                    ("-c", "echo s3cr3t", "5", "on"),
+                    (("LANG", "C"), ("PASSWORD", "s3cr3t"), ("EMPTY", ""), ("DEBUG", "1")),
+                    f"{certificates}/.",
+                ),
+                allow_params=frozenset(),
+                **{**inherited, "max_concurrent": 2},
             ),
         ),
         access_log=AccessLog("json", str(certificates / "access.log"), ("exporter", "user_agent")),
