@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH
@@ -11,7 +12,6 @@ from exporter_proxy.config.credentials import (
     read_bearer_token_file,
     read_client_tls,
 )
-from exporter_proxy.config.positions import position
 from exporter_proxy.config.schema import CommandSource, Exporter, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.sources import (
@@ -80,6 +80,10 @@ PASSED_CREDENTIALS = (
 )
 
 
+ReadExporter = tuple[Exporter, Section]
+"""An exporter, and its entry for further problems with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Defaults:
     """What an exporter that does not say otherwise gets; as in ``Exporter``."""
@@ -93,47 +97,61 @@ class _Defaults:
     share_max_bytes: int = 8 * 2**20
 
 
-def read_exporters(top: Section, base_dir: str) -> tuple[Exporter, ...]:
-    """The exporters that could be read, in file order; the others left a problem behind.
+def read_exporters(top: Section, included: Sequence[Section], base_dir: str) -> list[ReadExporter]:
+    """The exporters that could be read, in the order of the files; the others left a problem behind.
 
+    ``included`` are further files with exporters, to which the ``defaults`` of ``top`` apply, too.
     Relative paths of files are taken from ``base_dir``.
     """
     defaults_section = top.section("defaults", DEFAULTS_KEYS)
     defaults = _Defaults() if defaults_section is None else _read_limits(defaults_section, _Defaults())
-    if "exporters" not in top:
-        top.report_missing("exporters", f"nothing to serve, add at least one exporter with {_url_line()}")
-        return ()
-    section = top.section("exporters", None, "a mapping from names to exporters")
-    if section is None:
-        return ()
-    exporters: list[Exporter] = []
-    path_taken_by: dict[str, tuple[str, str]] = {}
-    for name in section:
-        named_well = section.check_key(name, EXPORTER_NAME)
-        entry = section.section(name, EXPORTER_KEYS, 'a mapping with at least "url"')
-        if entry is None:
+    read: list[ReadExporter] = []
+    name_taken_by: dict[str, Section] = {}
+    path_taken_by: dict[str, tuple[str, Section]] = {}
+    is_empty = True
+    for file in (top, *included):
+        section = file.section("exporters", None, "a mapping from names to exporters")
+        if section is None:
+            is_empty = is_empty and "exporters" not in file
             continue
-        path = entry.get("path", EXPORTER_PATH, f"/{name}/metrics")
-        place = position(entry.place_of("path"))
-        first_name, first_place = path_taken_by.setdefault(path, (name, place))
-        if first_name != name:
-            entry.report("path", f'"{path}" is already the path of exporters.{first_name} at {first_place}')
-        exporter = _read_exporter(name, path, entry, defaults, base_dir)
-        if exporter is not None and named_well:
-            exporters.append(exporter)
-    if section.is_empty:
-        top.report("exporters", f"nothing to serve, add at least one exporter with {_url_line()}")
-    return tuple(exporters)
+        is_empty = is_empty and section.is_empty
+        for name in section:
+            named_well = section.check_key(name, EXPORTER_NAME)
+            other = name_taken_by.setdefault(name, section)
+            if other is not section:
+                place = other.where_key(name, section)
+                section.report_key(name, f"there is one already at {place}, give one of them another name")
+            entry = section.section(name, EXPORTER_KEYS, 'a mapping with at least "url"')
+            if entry is None:
+                continue
+            path = entry.get("path", EXPORTER_PATH, f"/{name}/metrics")
+            first_name, first = path_taken_by.setdefault(path, (name, entry))
+            if first_name != name:
+                place = first.where("path", entry)
+                entry.report("path", f'"{path}" is already the path of exporters.{first_name} at {place}')
+            exporter = _read_exporter(name, path, entry, defaults, base_dir)
+            if exporter is not None and named_well:
+                read.append((exporter, entry))
+    if is_empty:
+        _report_nothing(top)
+    return read
 
 
-def report_passed_credentials(top: Section, exporters: tuple[Exporter, ...]) -> None:
+def _report_nothing(top: Section) -> None:
+    message = f"nothing to serve, add at least one exporter with {_url_line()}"
+    if "include" in top:
+        message += ", here or in a file that include names"
+    if "exporters" in top:
+        top.report("exporters", message)
+    else:
+        top.report_missing("exporters", message)
+
+
+def report_passed_credentials(read: Sequence[ReadExporter]) -> None:
     """A problem for each exporter that would see what scrapers show to this daemon itself."""
-    section = top.section("exporters", None)
-    for exporter in exporters:
-        if section is not None and "authorization" in exporter.pass_headers:
-            entry = section.section(exporter.name, None)
-            if entry is not None:
-                entry.report("pass_headers", PASSED_CREDENTIALS)
+    for exporter, entry in read:
+        if "authorization" in exporter.pass_headers:
+            entry.report("pass_headers", PASSED_CREDENTIALS)
 
 
 def _url_line() -> str:

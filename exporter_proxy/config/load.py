@@ -18,6 +18,7 @@ import yaml
 from exporter_proxy.config.addresses import EXTERNAL_URL, ROUTE_PREFIX
 from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
+from exporter_proxy.config.include import read_included
 from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
 from exporter_proxy.config.positions import Document, is_null, shape
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
@@ -69,6 +70,7 @@ TOP_KEYS = (
     "allow_upstreams",
     "defaults",
     "exporters",
+    "include",
     "access_log",
     "error_log",
 )
@@ -187,9 +189,11 @@ def _parse_file(
         top.report("tls", f"{named} is given, too: remove tls, and set tls_server_config in that file")
     if web_file is None:
         web_file = _read_web_config_file(top, base_dir)
+    included = read_included(top, source, base_dir)
+    exporters = read_exporters(top, included.tops, base_dir)
     config = Config(
         source=source,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=_digest(data, included.contents),
         listen=_read_listen(top),
         route_prefix=top.get("route_prefix", ROUTE_PREFIX, external_url.path if external_url else ""),
         external_url=external_url,
@@ -203,15 +207,22 @@ def _parse_file(
         bearer_tokens_file=_read_tokens_file(top, base_dir),
         allow_clients=top.get_list("allow_clients", NETWORK, None),
         allow_upstreams=top.get_list("allow_upstreams", NETWORK, None),
-        exporters=read_exporters(top, base_dir),
+        exporters=tuple(exporter for exporter, _ in exporters),
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
     )
     if config.bearer_tokens_file is not None or (config.web is not None and config.web.basic_auth_users):
-        report_passed_credentials(top, config.exporters)
-    if document.problems or web_file.problems:
-        raise ConfigError([*in_file_order(document.problems), *web_file.problems])
+        report_passed_credentials(exporters)
+    problems = [*in_file_order(document.problems), *included.problems, *web_file.problems]
+    if problems:
+        raise ConfigError(problems)
     return config
+
+
+def _digest(data: bytes, included: list[bytes]) -> str:
+    """Of the file's bytes; with included files, of the digests of all of them."""
+    digests = [hashlib.sha256(content).hexdigest() for content in (data, *included)]
+    return digests[0] if not included else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _top_section(document: Document) -> Section:

@@ -341,7 +341,7 @@ class Config:
     source: str
     """The file as the user named it."""
     sha256: str
-    """Hex digest of the file's bytes."""
+    """Hex digest of the file's bytes, and those of the files that it includes."""
     listen: tuple[Listen, ...]
     route_prefix: str
     """"" or ``/prefix``, never with a trailing slash."""

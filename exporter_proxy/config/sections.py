@@ -12,7 +12,16 @@ from typing import TypeVar
 
 import yaml
 
-from exporter_proxy.config.positions import Document, found, is_boolean, is_null, is_number, join, shape
+from exporter_proxy.config.positions import (
+    Document,
+    found,
+    is_boolean,
+    is_null,
+    is_number,
+    join,
+    position,
+    shape,
+)
 from exporter_proxy.config.values import BadValue, Kind
 
 T = TypeVar("T")
@@ -91,6 +100,23 @@ class Section:
     def report_missing(self, key: str, message: str) -> None:
         """A key that has to be there and is not."""
         self._document.report(self._place, self.key_path(key), message)
+
+    def report_key(self, key: str, message: str) -> None:
+        """A problem with ``key`` itself, which is set."""
+        self._document.report(self._entries[key][0], self.key_path(key), message)
+
+    def where(self, key: str, seen_from: Section) -> str:
+        """Where the value of ``key`` is, or what stands for it, for a message in ``seen_from``."""
+        return self._where(self.place_of(key), seen_from)
+
+    def where_key(self, key: str, seen_from: Section) -> str:
+        """Where ``key`` itself is, which is set."""
+        return self._where(self._entries[key][0], seen_from)
+
+    def _where(self, node: yaml.Node, seen_from: Section) -> str:
+        """``line:column``, with the file before it where it is another one."""
+        is_elsewhere = seen_from._document is not self._document
+        return f"{self._document.source}:{position(node)}" if is_elsewhere else position(node)
 
     def check_key(self, key: str, kind: Kind[str]) -> bool:
         """Whether the key itself is of ``kind``; a problem names the section where it may be secret."""

@@ -46,7 +46,10 @@ def uncommented(only: str | None = None, without: str | None = None) -> str:
 
 
 @pytest.fixture
-def tls_files(tmp_path: Path) -> ServerTls:
+def tls_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerTls:
+    """In the directory that relative names are taken from, as those of included files are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf.d").mkdir()
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(tmp_path / "server.key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
