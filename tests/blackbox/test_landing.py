@@ -106,7 +106,7 @@ def test_a_failure_is_explained(mixed: Daemon) -> None:
     lines = text(mixed).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("down: "))
     assert re.match(r"down: connect: connection refused by 127\.0\.0\.1:\d+ after", lines[at])
-    advice = "start the exporter, or correct its url, tls or allow_upstreams"
+    advice = "start the exporter, or correct its url, file, tls or allow_upstreams"
     assert lines[at + 1] == f"  {advice}; never succeeded"
     failure = told(mixed)["exporters"][1]["failure"]
     assert (failure["reason"], failure["advice"]) == ("connect", advice)

@@ -115,7 +115,7 @@ def test_every_state_is_shown(chromium: Chromium, site: Site) -> None:
     assert (down[1], down[4], down[5]) == ("down", "0 B", "0 % 0 of 6")
     assert re.fullmatch(
         r"connect: connection refused by \S+ after \S+ ms; is it running\? \(.*\) "
-        r"start the exporter, or correct its url, tls or allow_upstreams; never succeeded",
+        r"start the exporter, or correct its url, file, tls or allow_upstreams; never succeeded",
         down[7],
         re.IGNORECASE,
     )
