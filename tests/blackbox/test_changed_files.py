@@ -111,8 +111,8 @@ def test_a_renewed_certificate_is_used_and_no_scrape_fails(
         kept.exchange(request("/x/metrics")).expect_ok(PAGE)  # and the connection from before goes on
     assert failures == []
     assert len(seen) == 3
+    wait_until(lambda: len(daemon.logged("changed files are in use")) == 2, "it said so both times")
     lines = daemon.logged("changed files are in use")
-    assert len(lines) == 2
     assert set(lines[0]["files"].split(",")) == {str(certificate.certfile), str(certificate.keyfile)}
 
 

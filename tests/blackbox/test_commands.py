@@ -165,6 +165,7 @@ def test_exit_status_and_stderr_are_told(program: Callable[..., str]) -> None:
         line = failed(daemon, "command_failed")
         told = r"line 4 | line 5 | la\x1b[31mst \xff"
         assert re.search(rf"command:{path} exited with status 3 after \d+ ms: {re.escape(told)}$", line)
+        daemon.wait_for_log("exporter failing")
         (logged,) = daemon.logged("exporter failing")
         assert (logged["reason"], logged["excerpt"]) == ("command_failed", told)
         shown = daemon.get("/-/exporters").expect_ok().body.decode()

@@ -130,6 +130,7 @@ def test_a_failed_handshake_is_counted_by_its_reason_and_told(failure: str, site
     for _ in range(2):
         fail(site)
     wait_until(lambda: site.denied() == {reason: 2}, "both are counted, and nothing else")
+    daemon.wait_for_log(MESSAGE)
     (fields,) = daemon.logged(MESSAGE)
     assert (fields["level"], fields["remote"]) == ("info", "127.0.0.1")
     assert told in fields["error"]
