@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.packaging.artefacts import PACKAGING, needs
 UNITS = PACKAGING / "systemd"
 SERVICE = UNITS / "exporter_proxy.service"
 SOCKET_DROP_IN = Path("exporter_proxy.service.d/10-socket.conf")
+PUSHPROX_DROP_IN = Path("exporter_proxy.service.d/20-pushprox.conf")
 COMMAND_DROP_IN = Path("exporter_proxy.service.d/30-command.conf")
 PROGRAM = "/usr/bin/exporter_proxy"
 MAX_EXPOSURE = 1.2
@@ -51,8 +53,8 @@ def test_systemd_understands_every_line(installed: Path, with_socket: bool) -> N
 
 @pytest.mark.parametrize(
     "drop_ins",
-    [(), (SOCKET_DROP_IN,), (SOCKET_DROP_IN, COMMAND_DROP_IN)],
-    ids=["alone", "with its socket", "with commands"],
+    [(), (SOCKET_DROP_IN,), (SOCKET_DROP_IN, PUSHPROX_DROP_IN), (SOCKET_DROP_IN, COMMAND_DROP_IN)],
+    ids=["alone", "with its socket", "with PushProx", "with commands"],
 )
 def test_systemd_rates_the_service_as_safe(drop_ins: tuple[Path, ...], tmp_path: Path) -> None:
     # Offline, drop-ins are not looked for: what they add comes last.
@@ -87,6 +89,14 @@ def test_the_network_is_closed_only_where_systemd_holds_the_port() -> None:
     assert [value for name, value in drop_in if name == "IPAddressDeny"] == ["any"]
     assert [value for name, value in drop_in if name == "IPAddressAllow"] == ["localhost"]
     assert ("Requires", "exporter_proxy.socket") in drop_in
+
+
+def test_the_pushprox_drop_in_opens_addresses_and_nothing_else() -> None:
+    lines = directives(UNITS / PUSHPROX_DROP_IN)
+    assert {name for name, _ in lines} == {"IPAddressAllow"}
+    # For documentation (RFC 5737, RFC 3849): put into place as it is, it opens nothing that there is.
+    assert all(ip_address(value).is_private for _, value in lines)
+    assert PUSHPROX_DROP_IN.name > SOCKET_DROP_IN.name, "it is read after the one that it adds to"
 
 
 def test_commands_get_more_tasks_and_cannot_take_the_daemon_with_them() -> None:
