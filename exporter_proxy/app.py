@@ -12,7 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from exporter_proxy.access import Address, is_allowed
+from exporter_proxy.access import is_allowed
+from exporter_proxy.config.schema import PushProx
 from exporter_proxy.front.answers import denial_headers, error_body, error_headers
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.cycle import ResponseAborted, ScraperGone
@@ -32,6 +33,9 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+PUSHPROX = "pushprox"
+"""In the scope of a request that came through a PushProx proxy: the section that lets it in."""
+
 
 class App:
     """A bare ASGI callable: no framework stands between the connection and the exporter."""
@@ -48,12 +52,13 @@ class App:
             check_address(scope, running)
             if running.guard is not None:
                 running.guard.check_rate()
-                await check_credentials(running.guard, scope, running)
+                if PUSHPROX not in scope:  # a proxy was asked by us: it has nothing to show
+                    await check_credentials(running.guard, scope, running)
             route = running.routes.find(exchange.path)
             if route is None:
                 await self._page(scope, receive, send, running)
             else:
-                check_route_address(scope["address"], route)
+                check_route_address(scope, route)
                 check_method(exchange.method)
                 check_params(exchange.query, route)
                 await self._scrape(scope, route, exchange, send)
@@ -75,8 +80,8 @@ class App:
     async def _page(self, scope: Scope, receive: Receive, send: Send, running: Running) -> None:
         exchange: Exchange = scope["exchange"]
         page = find_page(scope["path"], running.config.route_prefix)
-        if page is None:
-            raise Denied(Reason.NOT_FOUND, _paths_text(scope["address"], running))
+        if page is None or (PUSHPROX in scope and not page.is_for_pushprox):
+            raise Denied(Reason.NOT_FOUND, _paths_text(scope, running))
         check_method(exchange.method, page.methods)
         await page.answer(self._proxy, running, scope, receive, _counting(send, exchange))
 
@@ -155,10 +160,23 @@ async def check_credentials(guard: Guard, scope: Scope, running: Running) -> Non
             await hashing
 
 
-def check_route_address(address: Address | None, route: Route) -> None:
-    """The exporter's own list narrows the global one."""
-    if not is_allowed(address, route.exporter.allow_clients):
-        raise Denied(Reason.FORBIDDEN, f"{address} may not scrape {route.exporter.name} (its allow_clients)")
+def check_route_address(scope: Scope, route: Route) -> None:
+    """The exporter's own list narrows the global one; through PushProx, where there are no addresses,
+    that is ``allow_exporters``.
+    """
+    if _may_scrape(scope, route):
+        return
+    name = route.exporter.name
+    if PUSHPROX in scope:
+        raise Denied(Reason.FORBIDDEN, f"{name} may not be scraped through PushProx (allow_exporters)")
+    raise Denied(Reason.FORBIDDEN, f"{scope['address']} may not scrape {name} (its allow_clients)")
+
+
+def _may_scrape(scope: Scope, route: Route) -> bool:
+    pushprox: PushProx | None = scope.get(PUSHPROX)
+    if pushprox is not None:
+        return pushprox.allows(route.exporter)
+    return is_allowed(scope["address"], route.exporter.allow_clients)
 
 
 def check_method(method: str, allowed: tuple[str, ...] = ("GET", "HEAD")) -> None:
@@ -179,13 +197,9 @@ def check_params(query: bytes, route: Route) -> None:
         )
 
 
-def _paths_text(address: Address | None, running: Running) -> str:
+def _paths_text(scope: Scope, running: Running) -> str:
     """The 404's line: the paths that exist, for this client."""
-    paths = [
-        route.path.decode()
-        for route in running.routes.routes
-        if is_allowed(address, route.exporter.allow_clients)
-    ]
+    paths = [route.path.decode() for route in running.routes.routes if _may_scrape(scope, route)]
     shown = " ".join(paths[:20]) + (f" ... ({len(paths)} in all, see /)" if len(paths) > 20 else "")
     return (
         f"no such path; there is: {shown}" if paths else "no such path, and no exporter that you may scrape"
@@ -226,7 +240,7 @@ async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> Non
     exchange.reason = error.reason
     exchange.message = error.message
     exchange.excerpt = error.excerpt
-    if exchange.status:
+    if exchange.status and not exchange.is_held:
         raise ResponseAborted
     excerpt = f": {error.excerpt}" if error.excerpt else ""
     name = f"{exchange.exporter}: " if exchange.exporter else ""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from exporter_proxy import __version__
 from exporter_proxy.app import App
@@ -23,7 +24,7 @@ from exporter_proxy.front.listener import Listener
 from exporter_proxy.front.sockets import Bound, ListenError, bind_all, unused_systemd_sockets
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.daemonlog import DaemonLog, capture_library_logs
-from exporter_proxy.proxy import Proxy
+from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reload import (
     STDERR,
     LoadConfig,
@@ -35,6 +36,9 @@ from exporter_proxy.reload import (
     open_log,
 )
 from exporter_proxy.systemd import Notifier
+
+if TYPE_CHECKING:
+    from exporter_proxy.pushprox import Pollers
 
 LAG_SAMPLES = 15
 
@@ -63,6 +67,7 @@ class Daemon:
         self._listeners: list[Listener] = []
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._pushprox: Pollers | None = None
         self._background: set[asyncio.Task[object]] = set()
 
     async def serve(self, when_listening: Callable[[Config, list[str]], None] | None = None) -> None:
@@ -92,6 +97,8 @@ class Daemon:
         if when_listening is not None:
             when_listening(config, [listener.address for listener in self._listeners])
         self._systemd.ready(self._status)
+        self._reloader.when_in_force = self._follow_pushprox
+        self._follow_pushprox(self.proxy.running)
         await self._stop_requested.wait()
         await self._drain()
         measuring.cancel()
@@ -144,9 +151,22 @@ class Daemon:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    def _follow_pushprox(self, running: Running) -> None:
+        if self._pushprox is None:
+            if running.pushprox is None:
+                return
+            from exporter_proxy.pushprox import Pollers  # noqa: PLC0415 - most hosts can be reached
+
+            addresses = [listener.bound.address for listener in self._listeners]
+            self._pushprox = Pollers(self.proxy, addresses)
+        if not self.proxy.is_draining:
+            self._pushprox.follow(running.pushprox)
+
     async def _drain(self) -> None:
         proxy, front = self.proxy, self.proxy.front
         proxy.is_draining = front.is_draining = True
+        if self._pushprox is not None:
+            self._pushprox.stop_polling()
         for listener in self._listeners:
             listener.stop()
         timeout = proxy.running.config.shutdown_timeout_seconds

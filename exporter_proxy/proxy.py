@@ -13,19 +13,31 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from exporter_proxy.config.files import Stamp
-from exporter_proxy.config.schema import Config
+from exporter_proxy.config.schema import Config, PushProx
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.accesslog import AccessLogFormatter
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.reasons import DENIAL_STATUS, Reason
 from exporter_proxy.scrape.deadline import Deadlines
 from exporter_proxy.scrape.routing import Route, RouteTable
+from exporter_proxy.upstreams.credentials import Credentials
 
 AccessLogInForce = tuple[AccessLogFormatter, LogWriter] | None
 """How a line is made, and who writes it; ``None``: there is no access log."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushProxInForce:
+    """How PushProx proxies are polled. Two are equal where nothing changed, their files included."""
+
+    section: PushProx
+    credentials: Credentials
+    tls_context: ssl.SSLContext | None
+    """``None``: no proxy is polled by https."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,7 @@ class Running:
     """What was seen of the files that ``config`` names, just before they were read."""
     certificate_expiries: dict[str, float] = field(default_factory=dict)
     """Unix time by kind of certificate, see ``config/validity.py``."""
+    pushprox: PushProxInForce | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +80,8 @@ class Proxy:
         self.refresh_problems: tuple[str, ...] = ()
         """What keeps changed certificates or credentials from being used; empty: nothing does."""
         self.denied: dict[Reason, int] = dict.fromkeys(DENIAL_STATUS, 0)
+        self.pushprox: PushProxRecord | None = None
+        """``None``: no PushProx proxy is polled."""
         self.is_draining = False
         self.loop_lag_seconds = 0.0
         self.front: FrontState

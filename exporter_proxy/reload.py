@@ -13,6 +13,7 @@ import gc
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 
 import httpx
 
@@ -24,10 +25,11 @@ from exporter_proxy.front.tls import server_context, why_unusable
 from exporter_proxy.observe.accesslog import access_log_formatter
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
-from exporter_proxy.proxy import AccessLogInForce, Proxy, ReloadState, Running
+from exporter_proxy.proxy import AccessLogInForce, Proxy, PushProxInForce, ReloadState, Running
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.systemd import Notifier
 from exporter_proxy.upstreams import make_upstream
+from exporter_proxy.upstreams.credentials import client_context, read_credentials
 
 STDERR = "/dev/stderr"
 STDOUT = "/dev/stdout"
@@ -47,10 +49,11 @@ def build_running(config: Config, log: DaemonLog, previous: Running | None = Non
     files = stamps(watched_files(config))  # before they are read: what changes meanwhile is noticed
     tls = _tls_context(config)
     guard = Guard.of(config, previous.guard if previous is not None else None)
+    pushprox = _pushprox(config)
     routes = build_routes(config, make_upstream, previous.routes if previous is not None else None)
     access_log = _open_access_log(config, log, previous.access_log if previous is not None else None)
     expiries = certificate_expiries(config)
-    return Running(config, routes, access_log, tls, guard, files, expiries)
+    return Running(config, routes, access_log, tls, guard, files, expiries, pushprox)
 
 
 class Reloader:
@@ -62,6 +65,8 @@ class Reloader:
         self._log = log
         self._systemd = systemd
         self._lock = asyncio.Lock()
+        self.when_in_force: Callable[[Running], None] = lambda running: None
+        """Told of each configuration that has come into force."""
         self._background: set[asyncio.Task[object]] = set()
 
     async def reload(self) -> tuple[str, ...]:
@@ -164,6 +169,7 @@ class Reloader:
         kept = set(running.routes.routes)
         retired = [route.transport for route in old.routes.routes if route not in kept]
         self._spawn(close_all(retired))
+        self.when_in_force(running)
         gc.freeze()
 
     def _reopen_error_log(self, config: Config) -> None:
@@ -214,6 +220,20 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
         return server_context(tls)
     except OSError as error:
         raise StartError(f"tls: {why_unusable(tls) or error}") from None
+
+
+def _pushprox(config: Config) -> PushProxInForce | None:
+    """What the ``pushprox`` section says, with its files as they are now. Raises ConfigError."""
+    section = config.pushprox
+    if section is None:
+        return None
+    try:
+        credentials = read_credentials(section)
+        is_tls = any(url.scheme == "https" for url in section.proxies)
+        context = client_context(section, credentials) if is_tls else None
+    except ConfigError as error:
+        raise ConfigError([replace(problem, source=config.source) for problem in error.problems]) from None
+    return PushProxInForce(section, credentials, context)
 
 
 def described(config: Config) -> dict[str, object]:

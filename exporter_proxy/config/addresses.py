@@ -8,6 +8,7 @@ Where to listen is in ``listen.py``.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from exporter_proxy.config.schema import ExternalUrl, UpstreamUrl
@@ -108,6 +109,18 @@ def _parse_unix_url(authority: str, rest: str) -> UpstreamUrl:
     if len(path) > _MAX_SOCKET_PATH_BYTES:
         raise BadValue(f"the path of a socket can have {_MAX_SOCKET_PATH_BYTES} characters at most")
     return UpstreamUrl("http+unix", "localhost", 0, target, socket_path=path)
+
+
+def _parse_proxy_url(text: str) -> UpstreamUrl:
+    url = _parse_url(text)
+    if url.socket_path is not None:
+        raise BadValue('it must begin with "http://" or "https://"')
+    if "?" in url.target:
+        raise BadValue('"/poll" and "/push" are put behind it, so it can have no "?"')
+    return replace(url, target=url.target.rstrip("/") or "/")
+
+
+PROXY_URL = Kind('a URL such as "http://pushprox.example.org:8080/"', _parse_proxy_url, only_text=True)
 
 
 def _parse_server_name(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from exporter_proxy.config.schema import Config, Pem
+from exporter_proxy.config.schema import Config, Exporter, Pem, PushProx
 from exporter_proxy.config.web import load_web_config
 
 Stamp = tuple[int, int, int, int]
@@ -25,12 +25,15 @@ def watched_files(config: Config) -> tuple[str, ...]:
     tls = config.server_tls
     if tls is not None:
         paths += [pem.file for pem in (tls.cert, tls.key, tls.client_ca or Pem())]
-    for exporter in config.exporters:
-        paths.append(exporter.bearer_token_file)
-        if exporter.basic_auth is not None:
-            paths.append(exporter.basic_auth.password_file)
-        if exporter.tls is not None:
-            paths += [exporter.tls.ca_file, exporter.tls.cert_file, exporter.tls.key_file]
+    shown_to: tuple[Exporter | PushProx | None, ...] = (*config.exporters, config.pushprox)
+    for one in shown_to:
+        if one is None:
+            continue
+        paths.append(one.bearer_token_file)
+        if one.basic_auth is not None:
+            paths.append(one.basic_auth.password_file)
+        if one.tls is not None:
+            paths += [one.tls.ca_file, one.tls.cert_file, one.tls.key_file]
     return tuple(dict.fromkeys(path for path in paths if path is not None))
 
 

@@ -22,6 +22,7 @@ from exporter_proxy.config.include import read_included
 from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
 from exporter_proxy.config.positions import Document, is_null, shape
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
+from exporter_proxy.config.pushprox import read_pushprox
 from exporter_proxy.config.schema import (
     ACCESS_LOG_FIELDS,
     ACCESS_LOG_FORMATS,
@@ -73,6 +74,7 @@ TOP_KEYS = (
     "include",
     "access_log",
     "error_log",
+    "pushprox",
 )
 TLS_KEYS = ("certfile", "keyfile")
 ACCESS_LOG_KEYS = ("format", "path", "fields")
@@ -210,6 +212,7 @@ def _parse_file(
         exporters=tuple(exporter for exporter, _ in exporters),
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
+        pushprox=read_pushprox(top, included.tops, base_dir),
     )
     if config.bearer_tokens_file is not None or (config.web is not None and config.web.basic_auth_users):
         report_passed_credentials(exporters)

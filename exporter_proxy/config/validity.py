@@ -99,15 +99,19 @@ def certificate_expiries(config: Config) -> dict[str, float]:
     """When the first certificate of each kind expires, as Unix time; only kinds that are in use.
 
     ``server`` is what this daemon shows to scrapers, ``client_ca`` what scrapers' certificates
-    have to come from; ``exporter_ca`` and ``exporter_client`` are those for asking exporters.
+    have to come from; ``exporter_ca`` and ``exporter_client`` are those for asking exporters,
+    ``pushprox_ca`` and ``pushprox_client`` those for polling PushProx proxies.
     """
     tls = config.server_tls
+    pushprox = config.pushprox.tls if config.pushprox is not None else None
     exporters = [exporter.tls for exporter in config.exporters if exporter.tls is not None]
     kinds: dict[str, list[Pem | None]] = {
         "server": [tls.cert if tls is not None else None],
         "client_ca": [tls.client_ca if tls is not None else None],
         "exporter_ca": [Pem(file=one.ca_file) for one in exporters],
         "exporter_client": [Pem(file=one.cert_file) for one in exporters],
+        "pushprox_ca": [Pem(file=pushprox.ca_file) if pushprox is not None else None],
+        "pushprox_client": [Pem(file=pushprox.cert_file) if pushprox is not None else None],
     }
     found = {
         kind: [at for pem in set(pems) if (at := _expiry(pem)) is not None] for kind, pems in kinds.items()

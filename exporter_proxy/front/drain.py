@@ -32,6 +32,8 @@ async def drain(
     for connection in list(front.connections):
         if connection.cycle is not None and connection.cycle.task is not None:
             connection.cycle.task.cancel()
+    for task in front.detached:
+        task.cancel()
     tasks = front.uvicorn_state.tasks
     if tasks:
         await asyncio.wait(set(tasks), timeout=FLUSH_SECONDS)

@@ -80,6 +80,8 @@ class FrontState:
         self.uvicorn_state = ServerState()
         # uvicorn's own registry: its protocol class adds and discards.
         self.connections: set[ScraperProtocol] = self.uvicorn_state.connections  # type: ignore[assignment]
+        self.detached: set[asyncio.Task[None]] = set()
+        """Those among ``uvicorn_state.tasks`` that no connection here waits for: scrapes through PushProx."""
         self.refusals_open = 0
         self.uvicorn_config = UvicornConfig(
             app,

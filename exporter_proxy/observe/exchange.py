@@ -25,6 +25,7 @@ class Exchange:
         "exporter",
         "first_byte_seconds",
         "has_slot",
+        "is_held",
         "message",
         "method",
         "path",
@@ -43,7 +44,7 @@ class Exchange:
 
     def __init__(self, remote: str, method: str, path: bytes, query: bytes, started: float) -> None:
         self.remote = remote
-        """The peer's address: an IP address, or ``unix``; never what a header claims."""
+        """The peer's address: an IP address, ``unix`` or ``pushprox``; never what a header claims."""
         self.method = method
         self.path = path
         """The raw path as received."""
@@ -78,3 +79,5 @@ class Exchange:
         self.waiting_for_client = False
         """True while the relay waits for the scraper to read: tells client_slow from timeout."""
         self.client_gone = False
+        self.is_held = False
+        """Whether the answer goes out whole or not at all, so that an error can still replace it."""

@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from exporter_proxy import __version__
 from exporter_proxy.observe.history import DURATION_BUCKETS_SECONDS, ExporterRecord
+from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.reasons import Reason
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +45,8 @@ class DaemonNumbers:
     """Unix time by kind."""
     file_mtimes: Mapping[str, Mapping[str, float]]
     """Unix time by file, by exporter; of those whose pages are in files."""
+    pushprox: PushProxRecord | None = None
+    """``None``: no PushProx proxy is polled."""
 
 
 def _scrapes(records: Sequence[ExporterRecord]) -> Metric:
@@ -194,6 +197,8 @@ def _daemon_families(numbers: DaemonNumbers) -> Iterator[Metric]:
     )
     build.add_metric([__version__, platform.python_version()], 1)
     yield build
+    if numbers.pushprox is not None:
+        yield from _pushprox_families(numbers.pushprox)
     # Made for each rendering: it holds nothing, and the registry it would join is not used.
     yield from ProcessCollector(registry=None).collect()
 
@@ -207,6 +212,27 @@ def _file_mtimes(samples: Sequence[tuple[str, str, float]]) -> Metric:
     for exporter, file, mtime in samples:
         family.add_metric([exporter, file], mtime)
     return family
+
+
+def _pushprox_families(record: PushProxRecord) -> Iterator[Metric]:
+    for name, help_text, counts in (
+        ("polls", "Polls of PushProx proxies by how they ended.", record.polls),
+        ("pushes", "Answers pushed to PushProx proxies by how that ended.", record.pushes),
+    ):
+        family = CounterMetricFamily(f"exporter_proxy_pushprox_{name}", help_text, labels=["result"])
+        for result, count in counts.items():
+            family.add_metric([result], count)
+        yield family
+    yield GaugeMetricFamily(
+        "exporter_proxy_pushprox_connected",
+        "PushProx proxies that hold a poll of this host.",
+        record.connected,
+    )
+    yield GaugeMetricFamily(
+        "exporter_proxy_pushprox_last_poll_timestamp_seconds",
+        "When a poll last brought a scrape; 0 for never.",
+        record.last_poll,
+    )
 
 
 class _OneFamily:

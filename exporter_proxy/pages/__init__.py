@@ -25,11 +25,13 @@ class Page:
     methods: tuple[str, ...] = ("GET", "HEAD")
     needs_credentials: bool = True
     """Where any are configured. Kubernetes' probes have none to send."""
+    is_for_pushprox: bool = False
+    """Whether it is answered to who comes through a PushProx proxy, too."""
 
 
 PAGES: dict[str, Page] = {
     "/": Page(landing),
-    "/metrics": Page(own_metrics),
+    "/metrics": Page(own_metrics, is_for_pushprox=True),
     "/-/healthy": Page(healthy, needs_credentials=False),
     "/-/ready": Page(ready, needs_credentials=False),
     "/-/reload": Page(reload, ("POST", "PUT")),

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from exporter_proxy import __version__
 from exporter_proxy.access import is_allowed
 from exporter_proxy.observe.history import ExporterRecord, ScrapeOutcome
+from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.scrape.routing import Route
 
@@ -45,8 +46,27 @@ async def exporters_json(proxy: Proxy, running: Running, scope: Scope, receive: 
     """JSON: each exporter with its last results and its last failures by reason."""
     shows_excerpts = is_local(scope)
     exporters = [_exporter(route, shows_excerpts) for route in visible_routes(scope, running)]
-    body = json.dumps({"version": __version__, "exporters": exporters}, indent=2) + "\n"
+    pages: dict[str, Any] = {"version": __version__, "exporters": exporters}
+    if proxy.pushprox is not None:
+        pages["pushprox"] = _pushprox(proxy.pushprox)
+    body = json.dumps(pages, indent=2) + "\n"
     await Response(body, media_type="application/json")(scope, receive, send)
+
+
+def _pushprox(record: PushProxRecord) -> dict[str, Any]:
+    return {
+        "fqdn": record.fqdn,
+        "last_poll": rfc3339(record.last_poll) if record.last_poll else None,
+        "proxies": [
+            {
+                "url": url,
+                "connected": state.is_connected,
+                "problem": state.problem,
+                "since": rfc3339(state.since),
+            }
+            for url, state in record.proxies.items()
+        ],
+    }
 
 
 def _exporter(route: Route, shows_excerpts: bool) -> dict[str, Any]:

@@ -36,6 +36,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
             for route in running.routes.routes
             if route.exporter.file is not None
         },
+        pushprox=proxy.pushprox,
     )
     compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -1,4 +1,5 @@
-"""What an exporter is shown: the Authorization header and the TLS material of its files, as they are now.
+"""What an exporter or a PushProx proxy is shown: the Authorization header and the TLS material of its
+files, as they are now.
 
 Read again for each new configuration and whenever a file changes. Two readings are equal where
 nothing changed, so that a route can tell whether its connections may live on.
@@ -13,10 +14,11 @@ from base64 import b64encode
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from exporter_proxy.config.certificates import check_authorities, check_pair, check_readable, load_pair
 from exporter_proxy.config.problems import ConfigError, Problem
-from exporter_proxy.config.schema import BasicAuth, ClientTls, Exporter, Pem
+from exporter_proxy.config.schema import BasicAuth, ClientTls, Pem
 from exporter_proxy.config.secrets import read_password, read_token
 from exporter_proxy.config.values import BadValue
 
@@ -24,9 +26,33 @@ _MAX_CONTEXTS = 64
 """Exporters with the same material share one; beyond this many, those not asked for lately are let go."""
 
 
+class Shown(Protocol):
+    """Who is shown credentials: an exporter, or the PushProx proxies."""
+
+    @property
+    def key_path(self) -> str:
+        """Where in the configuration its keys are."""
+
+    @property
+    def basic_auth(self) -> BasicAuth | None:
+        """``None``: no password is sent."""
+
+    @property
+    def bearer_token_file(self) -> str | None:
+        """``None``: no token is sent."""
+
+    @property
+    def tls(self) -> ClientTls | None:
+        """``None``: the defaults of that section."""
+
+    @property
+    def insecure_skip_verify(self) -> bool:
+        """Whether any certificate will do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What was read for one exporter; without secrets in its ``repr``."""
+    """What was read for one of them; without secrets in its ``repr``."""
 
     authorization: bytes | None = field(default=None, repr=False)
     """The value of the Authorization header; ``None``: none is sent."""
@@ -37,26 +63,26 @@ class Credentials:
 _NONE = Credentials()
 
 
-def read_credentials(exporter: Exporter) -> Credentials:
-    """What ``exporter`` is shown, as its files are now.
+def read_credentials(who: Shown) -> Credentials:
+    """What ``who`` is shown, as its files are now.
 
     Raises ConfigError where a file cannot be used; whose configuration it is, is for the caller to add.
     """
-    if exporter.basic_auth is None and exporter.bearer_token_file is None and exporter.tls is None:
+    if who.basic_auth is None and who.bearer_token_file is None and who.tls is None:
         return _NONE
-    return Credentials(_authorization(exporter), _tls_digest(exporter))
+    return Credentials(_authorization(who), _tls_digest(who))
 
 
-def _authorization(exporter: Exporter) -> bytes | None:
+def _authorization(who: Shown) -> bytes | None:
     key = "basic_auth.password_file"
     try:
-        if exporter.basic_auth is not None:
-            return _basic(exporter.basic_auth)
-        if exporter.bearer_token_file is not None:
+        if who.basic_auth is not None:
+            return _basic(who.basic_auth)
+        if who.bearer_token_file is not None:
             key = "bearer_token_file"
-            return b"Bearer " + read_token(exporter.bearer_token_file).encode("ascii")
+            return b"Bearer " + read_token(who.bearer_token_file).encode("ascii")
     except BadValue as bad:
-        raise _unusable(exporter, key, bad.why) from None
+        raise _unusable(who, key, bad.why) from None
     return None
 
 
@@ -69,29 +95,29 @@ def _basic(auth: BasicAuth) -> bytes:
     return b"Basic " + b64encode(f"{auth.username}:{password}".encode())
 
 
-def _tls_digest(exporter: Exporter) -> str | None:
-    tls = exporter.tls or ClientTls()
+def _tls_digest(who: Shown) -> str | None:
+    tls = who.tls or ClientTls()
     files = {"tls.ca_file": tls.ca_file, "tls.cert_file": tls.cert_file, "tls.key_file": tls.key_file}
     if not any(files.values()):
         return None
     digest = hashlib.sha256()
     for key, path in files.items():
-        digest.update(b"," if path is None else hashlib.sha256(_read(exporter, key, path)).digest())
+        digest.update(b"," if path is None else hashlib.sha256(_read(who, key, path)).digest())
     return digest.hexdigest()
 
 
-def _read(exporter: Exporter, key: str, path: str) -> bytes:
+def _read(who: Shown, key: str, path: str) -> bytes:
     wrong = check_readable(path)
     if wrong is None:
         try:
             return Path(path).read_bytes()
         except OSError as error:
             wrong = f"not readable ({error.strerror})"
-    raise _unusable(exporter, key, wrong)
+    raise _unusable(who, key, wrong)
 
 
-def _unusable(exporter: Exporter, key: str, why: str) -> ConfigError:
-    return ConfigError([Problem("", None, None, f"exporters.{exporter.name}.{key}", why)])
+def _unusable(who: Shown, key: str, why: str) -> ConfigError:
+    return ConfigError([Problem("", None, None, f"{who.key_path}.{key}", why)])
 
 
 class _Contexts:
@@ -118,7 +144,7 @@ class _Contexts:
 _contexts = _Contexts()
 
 
-def client_context(exporter: Exporter, credentials: Credentials) -> ssl.SSLContext:
+def client_context(who: Shown, credentials: Credentials) -> ssl.SSLContext:
     """The context for connections to an https exporter, shared where files and rules are the same.
 
     TLS 1.2 at least. Without ``ca_file`` the system's CAs count, where OpenSSL was built to look
@@ -126,41 +152,41 @@ def client_context(exporter: Exporter, credentials: Credentials) -> ssl.SSLConte
     ``scrape NAME`` in a shell trusts whom the daemon trusts. Raises ConfigError where the files
     are of no use or changed since ``credentials`` were read.
     """
-    key = (credentials.tls_digest, exporter.insecure_skip_verify)
+    key = (credentials.tls_digest, who.insecure_skip_verify)
     context = _contexts.get(key)
     if context is not None:
         return context
     try:
-        context = _new_context(exporter)
+        context = _new_context(who)
     except OSError as error:  # ssl.SSLError is one
-        raise _unusable(exporter, "tls", f"its files changed while they were read: {error}") from None
-    if _tls_digest(exporter) != credentials.tls_digest:
-        raise _unusable(exporter, "tls", "its files changed while they were read, try again")
+        raise _unusable(who, "tls", f"its files changed while they were read: {error}") from None
+    if _tls_digest(who) != credentials.tls_digest:
+        raise _unusable(who, "tls", "its files changed while they were read, try again")
     _contexts.keep(key, context)
     return context
 
 
-def _new_context(exporter: Exporter) -> ssl.SSLContext:
-    tls = exporter.tls or ClientTls()
+def _new_context(who: Shown) -> ssl.SSLContext:
+    tls = who.tls or ClientTls()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if exporter.insecure_skip_verify:
+    if who.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if tls.ca_file is not None:
         wrong = check_authorities(Pem(file=tls.ca_file))
         if wrong is not None:
-            raise _unusable(exporter, "tls.ca_file", wrong)
+            raise _unusable(who, "tls.ca_file", wrong)
         context.load_verify_locations(tls.ca_file)
         # What the file names is trusted, be it an intermediate CA or the exporter's own certificate.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    elif not exporter.insecure_skip_verify:
+    elif not who.insecure_skip_verify:
         _load_system_authorities(context)
     if tls.cert_file is not None and tls.key_file is not None:
         cert, key = Pem(file=tls.cert_file), Pem(file=tls.key_file)
         bad = check_pair(cert, key, "tls.cert_file")
         if bad is not None:
-            raise _unusable(exporter, f"tls.{bad[0]}_file", bad[1])
+            raise _unusable(who, f"tls.{bad[0]}_file", bad[1])
         load_pair(context, cert, key)
     return context
 

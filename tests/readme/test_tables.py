@@ -16,19 +16,27 @@ from exporter_proxy.cli import COMMANDS, DEFAULT_CONFIG_FILES
 from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
-from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from exporter_proxy.config.pushprox import PUSHPROX_KEYS
+from exporter_proxy.config.schema import (
+    ACCESS_LOG_FIELDS,
+    DEFAULT_TIMEOUT_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+    PushProx,
+)
 from exporter_proxy.config.sources import COMMAND_KEYS, FILE_KEYS
 from exporter_proxy.daemon import LAG_SAMPLES
 from exporter_proxy.discover.candidates import EXPORTER_PORTS
 from exporter_proxy.discover.recognise import known_ports
 from exporter_proxy.observe.history import RECENT_SCRAPES
 from exporter_proxy.pages import PAGES
+from exporter_proxy.pushprox.scrape import MAX_BODY_BYTES, MAX_HELD_BYTES
 from exporter_proxy.reasons import ADVICE, DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason
 from exporter_proxy.scrape.exposition.merge import MAX_BYTES as MERGED_MAX_BYTES
 from exporter_proxy.scrape.headers import FORWARDED, SCRAPE_TIMEOUT_HEADER
 from exporter_proxy.scrape.verified import HOLD_BYTES
 from exporter_proxy.upstreams.connection import MAX_HEAD_BYTES
 from exporter_proxy.upstreams.file import MAX_FILES
+from exporter_proxy.upstreams.pushprox import FORGOTTEN_SECONDS
 from tests.daemon import REPOSITORY, Daemon, wait_until
 from tests.e2e.processes import MODULE
 from tests.fakes.exporter import FakeExporter
@@ -98,6 +106,38 @@ def test_defaults_of_the_daemon_are_what_they_are_said_to_be(key: str, default: 
         assert value_of(daemon_config(), section or key) is None
 
 
+PUSHPROX = {"proxy_url": "http://127.0.0.1:8080/"}
+PUSHPROX_ROWS = [(code_words(key)[0], default) for key, default, _ in table("Behind NAT", "Key").rows]
+
+
+def pushprox_config(**keys: Any) -> PushProx:
+    parsed = daemon_config(f"pushprox: {keys}").pushprox
+    assert parsed is not None
+    return parsed
+
+
+def test_the_keys_of_pushprox_are_all_there() -> None:
+    assert sorted(key for key, _ in PUSHPROX_ROWS) == sorted(PUSHPROX_KEYS)
+
+
+@pytest.mark.parametrize(("key", "default"), PUSHPROX_ROWS)
+def test_defaults_of_pushprox_are_what_they_are_said_to_be(key: str, default: str) -> None:
+    values = code_words(default)
+    if default == "required":
+        with pytest.raises(ConfigError, match=rf"pushprox.{key}: missing"):
+            daemon_config("pushprox: {fqdn: x}")
+    elif key == "map_ports":
+        assert not pushprox_config(**PUSHPROX).map_ports
+        assert values == ["false"]
+    elif key == "allow_exporters":
+        assert default == "all without `allow_clients`"
+        pushprox = pushprox_config(**PUSHPROX)
+        assert pushprox.allows(exporter_config(**EXPORTER))
+        assert not pushprox.allows(exporter_config(**EXPORTER, allow_clients=["127.0.0.1"]))
+    else:
+        assert value_of(pushprox_config(**PUSHPROX), key) is None
+
+
 @pytest.mark.parametrize(("key", "default"), key_rows(1))
 def test_defaults_of_an_exporter_are_what_they_are_said_to_be(key: str, default: str) -> None:
     values = code_words(default)
@@ -142,11 +182,14 @@ def test_the_metrics_table_has_every_metric_with_its_type_and_labels(tmp_path: P
     authority.configure_trust(trusting)
     both = str(tmp_path / "both.pem")
     (tmp_path / "x.prom").write_text("x 1\n")
-    tls = {"certfile": both, "keyfile": both}
+    own = {
+        "tls": {"certfile": both, "keyfile": both},
+        "pushprox": {"proxy_url": "http://127.0.0.1:1/", "fqdn": "x"},
+    }
     with (
         FakeExporter() as fake,
         Daemon(
-            {"tls": tls, "exporters": {"x": {"url": fake.url()}, "f": {"file": f"{tmp_path}/x.prom"}}}
+            {**own, "exporters": {"x": {"url": fake.url()}, "f": {"file": f"{tmp_path}/x.prom"}}}
         ) as daemon,
     ):
         for name in "xf":
@@ -228,6 +271,11 @@ def test_every_page_is_named(path: str) -> None:
         (r"headers over (\d+) KiB", [MAX_HEAD_BYTES / 1024]),
         (r"text format, (\d+) MiB and (\d+) files at most", [MERGED_MAX_BYTES / 2**20, MAX_FILES]),
         (r"worst delay of the event loop in (\d+) s", [LAG_SAMPLES]),
+        (
+            r"one of more than (\d+) MiB, or all together more than (\d+) MiB",
+            [MAX_BODY_BYTES / 2**20, MAX_HELD_BYTES / 2**20],
+        ),
+        (r"has forgotten is noticed after (\d+) s", [FORGOTTEN_SECONDS]),
         (r"sockets on ports (\d+) to (\d+)", [EXPORTER_PORTS[0], EXPORTER_PORTS[-1]]),
     ],
 )

@@ -14,6 +14,7 @@ from exporter_proxy.config import Pem, ServerTls, parse_config
 from exporter_proxy.config.credentials import CLIENT_TLS_KEYS
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
+from exporter_proxy.config.pushprox import PUSHPROX_KEYS
 from exporter_proxy.config.schema import (
     ACCESS_LOG_FIELDS,
     ACCESS_LOG_FORMATS,
@@ -89,6 +90,9 @@ def test_loads_as_it_is_and_means_the_defaults() -> None:
         ("defaults", DEFAULTS_KEYS),
         ("access_log", ACCESS_LOG_KEYS),
         ("error_log", ERROR_LOG_KEYS),
+        ("pushprox", PUSHPROX_KEYS),
+        ("pushprox.basic_auth", ("username", "password_file")),
+        ("pushprox.tls", CLIENT_TLS_KEYS),
         ("exporters.node_exporter", EXPORTER_KEYS),
         ("exporters.node_exporter.basic_auth", ("username", "password_file")),
         ("exporters.node_exporter.tls", CLIENT_TLS_KEYS),
@@ -125,7 +129,7 @@ def test_loads_with_every_key_in_use(without: str, tls_files: ServerTls) -> None
 
 
 def test_loads_with_a_token(tls_files: ServerTls) -> None:
-    text = EXAMPLE.replace("#bearer_token_file", "bearer_token_file")
+    text = EXAMPLE.replace("    #bearer_token_file", "    bearer_token_file")
     assert parse_config(with_real_files(text, tls_files), "config.yml").exporters[0].bearer_token_file
 
 
@@ -149,7 +153,7 @@ def test_loads_with_a_command_in_place_of_a_url() -> None:
 def test_each_key_can_be_put_to_use_alone(key: str, tls_files: ServerTls) -> None:
     text = uncommented(only=key)
     assert text.splitlines() != EXAMPLE.splitlines()
-    assert parse_config(with_real_files(text, tls_files), "config.yml")
+    assert parse_config(with_real_files(without_contradictions(text), tls_files), "config.yml")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from exporter_proxy.config.schema import (
     ClientTls,
     CommandSource,
     FileSource,
+    PushProx,
     StarterListen,
     SystemdListen,
     UnixListen,
@@ -295,6 +296,23 @@ def test_every_key_is_read(certificates: Path) -> None:
         ),
         access_log=AccessLog("json", str(certificates / "access.log"), ("exporter", "user_agent")),
         error_log_path=str(certificates / "error.log"),
+        pushprox=PushProx(
+            proxies=(
+                UpstreamUrl("https", "pushprox.example.org", 443, "/prefix"),
+                UpstreamUrl("http", "192.0.2.1", 8080, "/"),
+            ),
+            fqdn="vm1.example.org",
+            basic_auth=BasicAuth("vm1", None, str(certificates / "password")),
+            bearer_token_file=None,
+            tls=ClientTls(
+                ca_file=str(certificates / "ca.crt"),
+                cert_file=str(certificates / "client.crt"),
+                key_file=str(certificates / "client.key"),
+                server_name="proxy.example.org",
+            ),
+            map_ports=True,
+            allow_exporters=frozenset(("sets", "named")),
+        ),
     )
     assert "s3cr3t" not in repr(config)
 

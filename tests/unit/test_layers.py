@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("discovered", "discover_once", "scrape_once"),
     ("daemon",),
     ("reload",),
+    ("pushprox",),
     ("app",),
     ("pages",),
     ("proxy",),

@@ -1,0 +1,78 @@
+"""The ``pushprox`` section: which proxies are polled for scrapes, under which name, and for what."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from exporter_proxy.config.addresses import EXPORTER_NAME, PROXY_URL, SERVER_NAME
+from exporter_proxy.config.credentials import (
+    check_one_authorization,
+    read_basic_auth,
+    read_bearer_token_file,
+    read_client_tls,
+)
+from exporter_proxy.config.problems import quoted
+from exporter_proxy.config.schema import PushProx, UpstreamUrl
+from exporter_proxy.config.sections import Section
+from exporter_proxy.config.values import BOOLEAN
+
+PUSHPROX_KEYS = (
+    "proxy_url",
+    "fqdn",
+    "tls",
+    "basic_auth",
+    "bearer_token_file",
+    "map_ports",
+    "allow_exporters",
+)
+
+
+def read_pushprox(top: Section, included: Sequence[Section], base_dir: str) -> PushProx | None:
+    """The section, ``None`` where it is absent.
+
+    ``included`` are the further files with exporters. Relative paths are taken from ``base_dir``.
+    """
+    section = top.section("pushprox", PUSHPROX_KEYS, 'a mapping with at least "proxy_url"')
+    if section is None:
+        return None
+    proxies = _read_proxies(section)
+    if "tls" in section and proxies and not any(url.scheme == "https" for url in proxies):
+        section.report("tls", "no proxy_url begins with https://, so it has no effect: remove it")
+    check_one_authorization(section, ())
+    return PushProx(
+        proxies=proxies,
+        fqdn=section.get("fqdn", SERVER_NAME, None),
+        basic_auth=read_basic_auth(section, base_dir),
+        bearer_token_file=read_bearer_token_file(section, base_dir),
+        tls=read_client_tls(section, None, base_dir),
+        map_ports=section.get("map_ports", BOOLEAN, False),
+        allow_exporters=_read_allow_exporters(section, (top, *included)),
+    )
+
+
+def _read_proxies(section: Section) -> tuple[UpstreamUrl, ...]:
+    if "proxy_url" not in section:
+        section.report_missing(
+            "proxy_url", 'missing, add a line such as "proxy_url: http://pushprox.example.org:8080/"'
+        )
+    proxies = section.get_list("proxy_url", PROXY_URL, (), one_will_do=True)
+    if section.is_empty_list("proxy_url"):
+        section.report("proxy_url", "the list is empty, it needs at least one URL")
+    for url in dict.fromkeys(url for url in proxies if proxies.count(url) > 1):
+        section.report("proxy_url", f"{url} is listed twice")
+    return proxies
+
+
+def _read_allow_exporters(section: Section, tops: Sequence[Section]) -> frozenset[str] | None:
+    names = section.get_list("allow_exporters", EXPORTER_NAME, None)
+    if names is None:
+        return None
+    found = [exporters for top in tops if (exporters := top.section("exporters", None)) is not None]
+    known = [name for exporters in found for name in exporters]
+    for name in dict.fromkeys(names if known else ()):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {quoted(near[0])}?" if near else ""
+            section.report("allow_exporters", f"there is no exporter {quoted(name)}{hint}")
+    return frozenset(names)
