@@ -86,6 +86,7 @@ def encrypted(key: str) -> str:
     ).decode()
 
 
+POLLED = {"proxy_url": "http://127.0.0.1:1/", "fqdn": "vm1.example.org"}
 AUTHORITY = trustme.CA()
 CLIENT = AUTHORITY.issue_cert("prometheus.test")
 OWN = AUTHORITY.issue_cert("127.0.0.1")
@@ -163,6 +164,15 @@ ROWS: dict[str, Row] = {
         is_sent=False,
         needs_tls=True,
         make=private_key,
+    ),
+    "pushprox": Row(
+        lambda directory, secret: {TOP_LEVEL: {"pushprox": {**POLLED, **basic(password=secret)}}},
+        {
+            "in url": lambda directory, secret: {
+                TOP_LEVEL: {"pushprox": {"proxy_url": f"http://u:{secret}@127.0.0.1:1/"}}
+            },
+        },
+        is_sent=False,
     ),
 }
 

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
-from tests.daemon import REPOSITORY
+from tests.daemon import REPOSITORY, Daemon, proxied
 from tests.e2e.processes import own_loopback_address
+from tests.fakes.exporter import FakeExporter
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
 FQDN = "vm1.example.org"
@@ -81,3 +83,15 @@ class StandIn:
         with Wire((self.host, self.port)) as wire:
             messages = json.loads(wire.exchange(request("/recorded", CONNECTION_CLOSE)).body)
         return [message for message in messages if message["path"] == path]
+
+
+@contextmanager
+def polling(*options: str, **pushprox: Any) -> Iterator[tuple[StandIn, Daemon, FakeExporter]]:
+    with StandIn(*options) as proxy:
+        section = {"proxy_url": proxy.url, "fqdn": FQDN, **pushprox}
+        with proxied(pushprox=section) as (daemon, exporter):
+            yield proxy, daemon, exporter
+
+
+def url_of(daemon: Daemon) -> str:
+    return f"http://{FQDN}:{daemon.port}/x/metrics"

@@ -165,5 +165,5 @@ def _in_terms_of_a_proxy(message: str) -> str:
     """The upstreams' messages advise on exporters; what they say of TLS is true of a proxy, too."""
     what, _, advice = message.partition("; ")
     if "tls." in advice or "clocks" in advice:
-        return message
+        return message.replace("the exporter's own log", "its own log")
     return f"{what}; is a PushProx proxy running there, and proxy_url right?"
