@@ -86,7 +86,6 @@ def encrypted(key: str) -> str:
     ).decode()
 
 
-POLLED = {"proxy_url": "http://127.0.0.1:1/", "fqdn": "vm1.example.org"}
 AUTHORITY = trustme.CA()
 CLIENT = AUTHORITY.issue_cert("prometheus.test")
 OWN = AUTHORITY.issue_cert("127.0.0.1")
@@ -165,15 +164,6 @@ ROWS: dict[str, Row] = {
         needs_tls=True,
         make=private_key,
     ),
-    "pushprox": Row(
-        lambda directory, secret: {TOP_LEVEL: {"pushprox": {**POLLED, **basic(password=secret)}}},
-        {
-            "in url": lambda directory, secret: {
-                TOP_LEVEL: {"pushprox": {"proxy_url": f"http://u:{secret}@127.0.0.1:1/"}}
-            },
-        },
-        is_sent=False,
-    ),
 }
 
 
@@ -227,6 +217,19 @@ SENT = {
 """What scrapers send, by what is wrong with it."""
 
 HASH = bcrypt.hashpw(SENT["right password"].encode(), bcrypt.gensalt(4)).decode()
+
+
+def for_pushprox(plant: Plant) -> Plant:
+    """The same keys, shown to a PushProx proxy and not to an exporter."""
+
+    def planted(directory: Path, secret: str) -> Keys:
+        CLIENT.cert_chain_pems[0].write_to_path(directory / "client.crt")
+        keys = plant(directory, secret)
+        return {"pushprox": {"fqdn": "x", "proxy_url": keys.pop("url", "https://127.0.0.1:1/"), **keys}}
+
+    return planted
+
+
 OWN_ROWS: dict[str, Row] = {
     "bearer_tokens_file": Row(
         lambda directory, secret: {"bearer_tokens_file": file(directory, f"# one\nother\n{secret}\n")},
@@ -348,6 +351,14 @@ OWN_ROWS: dict[str, Row] = {
         },
         make=own_key,
     ),
+    **{
+        f"pushprox {name}": Row(
+            for_pushprox(ROWS[name].plant),
+            {mistake: for_pushprox(plant) for mistake, plant in ROWS[name].mistakes.items()},
+            make=ROWS[name].make,
+        )
+        for name in ("password", "password_file", "bearer_token_file", "key_file")
+    },
 }
 
 

@@ -226,6 +226,9 @@ def test_check_shows_no_secret(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", SITES)
 def test_no_repr_shows_a_secret_of_its_own(kind: str, tmp_path: Path) -> None:
     keys = {**SITES[kind](tmp_path), **OWN_ROWS["bearer_tokens_file"].plant(tmp_path, BEARER)}
+    keys |= OWN_ROWS["pushprox password"].plant(
+        tmp_path, OWN_ROWS["pushprox password"].make("pushprox password")
+    )
     data = yaml.safe_dump({**keys, "exporters": {"x": {"url": "http://127.0.0.1/"}}}, width=10_000).encode()
     log = LogWriter(file(tmp_path, ""))
     log.open()
@@ -234,6 +237,8 @@ def test_no_repr_shows_a_secret_of_its_own(kind: str, tmp_path: Path) -> None:
     guard = running.guard
     assert guard is not None
     shown: list[object] = [running, running.config, running.config.web, running.config.server_tls]
+    assert running.pushprox is not None
+    shown += [running.pushprox, running.pushprox.credentials]
     shown += [running.tls, guard, guard.passwords, *vars(guard).values()]
     if guard.passwords is not None:
         shown += asyncio.run(logins(guard.passwords))
