@@ -286,8 +286,10 @@ def _scrape(options: argparse.Namespace) -> int:
 def _prometheus_config(options: argparse.Namespace) -> int:
     from exporter_proxy import prometheus_config  # noqa: PLC0415
 
-    config = load_config(_config_file(options), _overrides(options))
+    config = prometheus_config.reachable(load_config(_config_file(options), _overrides(options)))
     host = prometheus_config.listened_host(config, socket.gethostname())
+    if config.pushprox is not None:
+        host = config.pushprox.fqdn or socket.getfqdn()
     port = prometheus_config.listened_port(config)
     targets = []
     for text in options.targets:
@@ -298,7 +300,7 @@ def _prometheus_config(options: argparse.Namespace) -> int:
             return 2
     entrance = prometheus_config.Entrance(
         targets=tuple(targets) or (prometheus_config.Target(host, port),),
-        is_https=config.server_tls is not None,
+        is_https=config.server_tls is not None and config.pushprox is None,
         route_prefix=config.route_prefix,
         keeps_instance=options.instance == "exporter",
     )

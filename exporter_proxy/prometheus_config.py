@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from exporter_proxy.config.addresses import HOST_PORT, check_host, parse_port
@@ -82,6 +82,14 @@ def listened_host(config: Config, hostname: str) -> str:
     """The first address that is listened on alone; ``hostname`` where it is all of them, or unknown."""
     first = next((listen for listen in config.listen if isinstance(listen, ListenAddress)), None)
     return hostname if first is None or first.host in ("", "0.0.0.0", "::") else first.host
+
+
+def reachable(config: Config) -> Config:
+    """``config`` with the exporters that Prometheus can reach: through PushProx not always all."""
+    section = config.pushprox
+    if section is None:
+        return config
+    return replace(config, exporters=tuple(one for one in config.exporters if section.allows(one)))
 
 
 def target_list(exporters: Iterable[Exporter], entrance: Entrance) -> str:
@@ -197,6 +205,10 @@ def _job_head(config: Config, job: str, metrics_path: str | None) -> list[str]:
 
 def _access_lines(config: Config) -> list[str]:
     """What a scrape has to show, and to trust: placeholders for what only Prometheus may know."""
+    if config.pushprox is not None:
+        # The proxy is asked in plain HTTP, and the daemon asks for nothing: it is the one that connects.
+        proxy = config.pushprox.proxies[0]
+        return [f"    proxy_url: {_quoted(f'{proxy.scheme}://{proxy.authority}/')}"]
     lines = []
     tls = config.server_tls
     if tls is not None:

@@ -21,9 +21,11 @@ class ProxyState:
     """What keeps it from being polled; "" while nothing does or is known."""
     since: float = field(default_factory=time.time)
 
-    def __str__(self) -> str:
+    @property
+    def word(self) -> str:
+        """``connected``, ``failing``, or ``connecting`` before there is either."""
         if self.problem:
-            return f"failing: {self.problem}"
+            return "failing"
         return "connected" if self.is_connected else "connecting"
 
 

@@ -201,6 +201,10 @@ function certificateLine(certificate) {
   return `${until}, ${plural(certificate.days_left, "day", "days")} left`;
 }
 
+function pushproxClass(proxy) {
+  return { connected: "up", failing: "down" }[proxy.state] ?? "unknown";
+}
+
 function daemonFacts(daemon, now) {
   const { config, last_reload: reload } = daemon;
   const list = (texts) => element("ul", {}, texts.map((text) => element("li", { textContent: text })));
@@ -220,6 +224,11 @@ function daemonFacts(daemon, now) {
     ],
     ["Connections", [`${daemon.connections} of at most ${daemon.max_connections}`]],
   ];
+  for (const proxy of daemon.pushprox) {
+    const line = `${proxy.url} as ${proxy.fqdn}, ${ago(proxy.since, now)}`;
+    const badge = element("span", { className: `badge ${pushproxClass(proxy)}`, textContent: proxy.state });
+    facts.push(["PushProx", [badge, ` ${line}`, ...(proxy.problem ? [list([proxy.problem])] : [])]]);
+  }
   for (const certificate of daemon.certificates) {
     const line = certificateLine(certificate);
     const due = element("span", { className: "badge down", textContent: "renew" });
@@ -243,6 +252,7 @@ function severity(data) {
   const { daemon, exporters } = data;
   const isDue = daemon.certificates.some((certificate) => certificate.is_due);
   if (exporters.some((one) => one.state === "down") || !daemon.last_reload.is_successful) return "down";
+  if (daemon.pushprox.some((one) => one.state === "failing")) return "down";
   if (isDue || daemon.is_stopping || exporters.some((one) => one.is_slow)) return "slow";
   return exporters.some((one) => one.state === "up") ? "up" : "unknown";
 }

@@ -160,6 +160,9 @@ def _daemon_lines(daemon: Values) -> Iterator[str]:
         problems = f"{count} problem{'' if count == 1 else 's'}"
         yield f"last reload: failed, {problems}; what was loaded before stays in use"
         yield from (f"  {problem}" for problem in reload["problems"])
+    for one in daemon["pushprox"]:
+        problem = f": {one['problem']}" if one["problem"] else ""
+        yield f"pushprox {one['url']} as {one['fqdn']}: {one['state']}{problem}"
     for certificate in daemon["certificates"]:
         days = certificate["days_left"]
         yield f"certificate ({certificate['kind']}): until {certificate['not_after']}, {days} d left"

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from exporter_proxy import __version__
 from exporter_proxy.observe.history import ScrapeOutcome
+from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.pages.exporters import is_local, rfc3339, state_of, visible_routes
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import ADVICE
@@ -155,10 +156,25 @@ def _daemon(proxy: Proxy, running: Running, shows_details: bool, now: float) -> 
             }
             for kind, not_after in running.certificate_expiries.items()
         ],
+        "pushprox": _pushprox(proxy.pushprox, shows_details) if proxy.pushprox is not None else [],
         "links": {"metrics": _link(base, "metrics"), "exporters": _link(base, "-/exporters")},
         "metrics_path": f"{config.route_prefix}/metrics",
         "exporters_path": f"{config.route_prefix}/-/exporters",
     }
+
+
+def _pushprox(record: PushProxRecord, shows_details: bool) -> list[Values]:
+    return [
+        {
+            "url": url,
+            "fqdn": record.fqdn,
+            "state": state.word,
+            "since": rfc3339(state.since),
+            # It names addresses of the network around this host.
+            "problem": printable(state.problem) if shows_details else "",
+        }
+        for url, state in record.proxies.items()
+    ]
 
 
 def _exporters_summary(exporters: Sequence[Values]) -> str:
@@ -193,6 +209,11 @@ def _daemon_summary(daemon: Values) -> list[str]:
         wrong.append("exporter_proxy is stopping")
     if not daemon["last_reload"]["is_successful"]:
         wrong.append("the last reload failed")
+    failing = sum(one["state"] == "failing" for one in daemon["pushprox"])
+    if failing:
+        wrong.append(
+            f"polling {'a' if failing == 1 else failing} PushProx prox{'y' if failing == 1 else 'ies'} fails"
+        )
     for certificate in daemon["certificates"]:
         if certificate["is_due"]:
             days = certificate["days_left"]

@@ -383,6 +383,7 @@ def test_several_proxies_are_polled_each() -> None:
         page = daemon.get("/").body.decode()
         for url in urls:
             assert f"pushprox {url.rstrip('/')} as {FQDN}: connected\n" in page
+        assert "; polling a PushProx proxy fails\n" in page
         assert f"pushprox http://127.0.0.1:{away}/ as {FQDN}: failing: connection refused" in page
 
 

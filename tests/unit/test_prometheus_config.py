@@ -17,6 +17,7 @@ from exporter_proxy.prometheus_config import (
     listened_host,
     listened_port,
     parse_target,
+    reachable,
     scrape_configs,
     target_list,
 )
@@ -138,6 +139,20 @@ def test_the_list_of_targets_says_the_same(keeps_instance: bool) -> None:
 def test_https_is_said_in_the_list_of_targets() -> None:
     groups = json.loads(target_list(config().exporters, entrance(is_https=True)))
     assert {group["labels"]["__scheme__"] for group in groups} == {"https"}
+
+
+def test_through_pushprox_the_proxy_is_named_and_no_credentials() -> None:
+    text = """
+pushprox:
+  proxy_url: ["http://pushprox.example.org:8080/p", "http://b/"]
+  allow_exporters: [node, sock]
+"""
+    found = yaml.safe_load(scrape_configs(reachable(config(text)), entrance()))["scrape_configs"]
+    assert [job["job_name"] for job in found] == ["node", "sock", "exporter_proxy"]
+    for job in found:
+        assert job["proxy_url"] == "http://pushprox.example.org:8080/"
+        assert not job.keys() & {"scheme", "tls_config", "authorization", "basic_auth"}
+    assert reachable(config()) == config()
 
 
 def test_the_daemons_job_never_has_the_name_of_another() -> None:
