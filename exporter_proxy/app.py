@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from exporter_proxy.access import is_allowed
-from exporter_proxy.config.schema import PushProx
+from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.front.answers import denial_headers, error_body, error_headers
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.cycle import ResponseAborted, ScraperGone

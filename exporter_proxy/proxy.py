@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from exporter_proxy.config.files import Stamp
-from exporter_proxy.config.schema import Config, PushProx
+from exporter_proxy.config.pushprox import PushProx
+from exporter_proxy.config.schema import Config
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.observe.accesslog import AccessLogFormatter

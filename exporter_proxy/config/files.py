@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from exporter_proxy.config.schema import Config, Exporter, Pem, PushProx
+from exporter_proxy.config.pushprox import PushProx
+from exporter_proxy.config.schema import Config, Exporter, Pem
 from exporter_proxy.config.web import load_web_config
 
 Stamp = tuple[int, int, int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from exporter_proxy.config.addresses import EXPORTER_NAME, PROXY_URL, SERVER_NAME
 from exporter_proxy.config.credentials import (
@@ -13,7 +14,7 @@ from exporter_proxy.config.credentials import (
     read_client_tls,
 )
 from exporter_proxy.config.problems import quoted
-from exporter_proxy.config.schema import PushProx, UpstreamUrl
+from exporter_proxy.config.schema import BasicAuth, ClientTls, Exporter, UpstreamUrl
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.values import BOOLEAN
 
@@ -26,6 +27,43 @@ PUSHPROX_KEYS = (
     "map_ports",
     "allow_exporters",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PushProx:
+    """``pushprox``: the proxies that are polled for scrapes, and what may be scraped through them."""
+
+    proxies: tuple[UpstreamUrl, ...]
+    """``target`` is the path before ``/poll`` and ``/push``: ``/`` or ``/prefix``."""
+    fqdn: str | None
+    """The name to be scraped by; ``None``: the host's own."""
+    basic_auth: BasicAuth | None
+    bearer_token_file: str | None
+    tls: ClientTls | None
+    map_ports: bool
+    """Whether the port and path of an exporter's own stand for its path here."""
+    allow_exporters: frozenset[str] | None
+    """Names of exporters; ``None``: all but those with ``allow_clients`` of their own."""
+
+    @property
+    def key_path(self) -> str:
+        """Where in the configuration its keys are."""
+        return "pushprox"
+
+    @property
+    def insecure_skip_verify(self) -> bool:
+        """Never: a proxy that anyone can pose as is asked for by nobody."""
+        return False
+
+    def allows(self, exporter: Exporter) -> bool:
+        """Whether ``exporter`` may be scraped through PushProx.
+
+        Who scrapes has no address there, so that an exporter with a list of addresses of its own
+        has to be named.
+        """
+        if self.allow_exporters is None:
+            return exporter.allow_clients is None
+        return exporter.name in self.allow_exporters
 
 
 def read_pushprox(top: Section, included: Sequence[Section], base_dir: str) -> PushProx | None:

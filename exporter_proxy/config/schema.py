@@ -11,6 +11,10 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter_proxy.config.pushprox import PushProx
 from typing import ClassVar
 
 Network = IPv4Network | IPv6Network
@@ -328,43 +332,6 @@ class Exporter:
     def key_path(self) -> str:
         """Where in the configuration its keys are."""
         return f"exporters.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class PushProx:
-    """``pushprox``: the proxies that are polled for scrapes, and what may be scraped through them."""
-
-    proxies: tuple[UpstreamUrl, ...]
-    """``target`` is the path before ``/poll`` and ``/push``: ``/`` or ``/prefix``."""
-    fqdn: str | None
-    """The name to be scraped by; ``None``: the host's own."""
-    basic_auth: BasicAuth | None
-    bearer_token_file: str | None
-    tls: ClientTls | None
-    map_ports: bool
-    """Whether the port and path of an exporter's own stand for its path here."""
-    allow_exporters: frozenset[str] | None
-    """Names of exporters; ``None``: all but those with ``allow_clients`` of their own."""
-
-    @property
-    def key_path(self) -> str:
-        """Where in the configuration its keys are."""
-        return "pushprox"
-
-    @property
-    def insecure_skip_verify(self) -> bool:
-        """Never: a proxy that anyone can pose as is asked for by nobody."""
-        return False
-
-    def allows(self, exporter: Exporter) -> bool:
-        """Whether ``exporter`` may be scraped through PushProx.
-
-        Who scrapes has no address there, so that an exporter with a list of addresses of its own
-        has to be named.
-        """
-        if self.allow_exporters is None:
-            return exporter.allow_clients is None
-        return exporter.name in self.allow_exporters
 
 
 @dataclass(frozen=True, slots=True)

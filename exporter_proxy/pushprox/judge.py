@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter_proxy.config.schema import DEFAULT_LISTEN, Config, Listen, ListenAddress, PushProx
+from exporter_proxy.config.pushprox import PushProx
+from exporter_proxy.config.schema import DEFAULT_LISTEN, Config, Listen, ListenAddress
 from exporter_proxy.front import target
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.pushprox.messages import PushedRequest

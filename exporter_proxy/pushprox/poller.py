@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 
-from exporter_proxy.config.schema import PushProx
+from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.observe.pushprox import ProxyState, PushProxRecord
 from exporter_proxy.proxy import Proxy
 from exporter_proxy.pushprox.judge import Place

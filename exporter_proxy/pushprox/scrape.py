@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from exporter_proxy.app import PUSHPROX, App
-from exporter_proxy.config.schema import PushProx
+from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.front.answers import denial_headers, error_body
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.proxy import Proxy

@@ -16,13 +16,8 @@ from exporter_proxy.cli import COMMANDS, DEFAULT_CONFIG_FILES
 from exporter_proxy.config import Config, ConfigError, Exporter, parse_config
 from exporter_proxy.config.exporters import DEFAULTS_KEYS, EXPORTER_KEYS
 from exporter_proxy.config.load import ACCESS_LOG_KEYS, ERROR_LOG_KEYS, TLS_KEYS, TOP_KEYS
-from exporter_proxy.config.pushprox import PUSHPROX_KEYS
-from exporter_proxy.config.schema import (
-    ACCESS_LOG_FIELDS,
-    DEFAULT_TIMEOUT_SECONDS,
-    MAX_TIMEOUT_SECONDS,
-    PushProx,
-)
+from exporter_proxy.config.pushprox import PUSHPROX_KEYS, PushProx
+from exporter_proxy.config.schema import ACCESS_LOG_FIELDS, DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
 from exporter_proxy.config.sources import COMMAND_KEYS, FILE_KEYS
 from exporter_proxy.daemon import LAG_SAMPLES
 from exporter_proxy.discover.candidates import EXPORTER_PORTS

@@ -26,12 +26,12 @@ from exporter_proxy.config import (
     WebConfig,
     parse_config,
 )
+from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.config.schema import (
     BasicAuth,
     ClientTls,
     CommandSource,
     FileSource,
-    PushProx,
     StarterListen,
     SystemdListen,
     UnixListen,
