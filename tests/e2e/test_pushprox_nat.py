@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import uuid
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.daemon import Daemon, wait_until
+from tests.daemon import REPOSITORY, Daemon, wait_until
 from tests.e2e.processes import EXPORTER_COMMANDS, start_process
 from tests.standin import FQDN, StandIn
 
@@ -130,20 +131,24 @@ def unix_time(text: str) -> float:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text).replace("Z", "+00:00")).timestamp()
 
 
-def jobs(proxy: str) -> list[dict[str, Any]]:
-    def job(name: str, path: str, port: int = 9099) -> dict[str, Any]:
-        return {
-            "job_name": name,
-            "metrics_path": path,
-            "proxy_url": proxy,
-            "static_configs": [{"targets": [f"{FQDN}:{port}"]}],
-        }
+def printed_jobs(daemon: Daemon) -> dict[str, Any]:
+    """The Prometheus configuration that the daemon's own command makes of its file."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "exporter_proxy", "prometheus-config", "--config.file=config.yml"],
+        cwd=daemon.directory,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document: dict[str, Any] = yaml.safe_load(printed.stdout)
+    return document
 
-    return [
-        *(job(name, f"/{name}/metrics") for name in EXPORTERS),
-        job("exporter_proxy", "/metrics"),
-        job("mapped", "/metrics", 9100),
-    ]
+
+def mapped_job(proxy: str) -> dict[str, Any]:
+    """A job as it was written for PushProx's own client: the exporter's own port and path."""
+    targets = [{"targets": [f"{FQDN}:9100"]}]
+    return {"job_name": "mapped", "proxy_url": proxy, "static_configs": targets}
 
 
 def start_all(stack: ExitStack, namespace: str, commands: Sequence[Sequence[str]]) -> None:
@@ -182,10 +187,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "pushprox": {"proxy_url": proxy.url, "fqdn": FQDN, "map_ports": True},
         }
         daemon = stack.enter_context(Daemon(config, launcher=inside(vm)))
-        scrape = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-            "scrape_configs": jobs(proxy.url),
-        }
+        scrape = printed_jobs(daemon)
+        scrape["scrape_configs"].append(mapped_job(proxy.url))
+        scrape["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s"}
         (directory / "prometheus.yml").write_text(yaml.safe_dump(scrape))
         flags = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
         start_all(stack, public, [("prometheus", *flags, f"--web.listen-address={PUBLIC}:9090")])

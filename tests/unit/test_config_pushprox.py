@@ -21,6 +21,6 @@ def load(directory: Path, allowed: str) -> frozenset[str] | None:
 
 
 def test_exporters_of_included_files_can_be_named(tmp_path: Path) -> None:
-    assert load(tmp_path, "dropped, own") == {"dropped", "own"}
+    assert load(tmp_path, "dropped, own") == frozenset({"dropped", "own"})
     with pytest.raises(ConfigError, match='there is no exporter "droped", did you mean "dropped"'):
         load(tmp_path, "droped")
