@@ -79,6 +79,7 @@ class Poller:
         failures = 0
         try:
             while True:
+                await self._wait_for_room()
                 began = time.monotonic()
                 try:
                     request = await self._poll()
@@ -96,6 +97,15 @@ class Poller:
                 failures += 1
         finally:
             self._link.close()
+
+    async def _wait_for_room(self) -> None:
+        """Ask for nothing more while one above the limit is being refused.
+
+        A proxy that hands out scrapes and takes no answers would have any number of them begun.
+        """
+        front = self._proxy.front
+        while len(front.detached) > self._proxy.running.config.max_connections:
+            await asyncio.wait(front.detached, return_when=asyncio.FIRST_COMPLETED)
 
     async def _poll(self) -> PushedRequest:
         loop = asyncio.get_running_loop()

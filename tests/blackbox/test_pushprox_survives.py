@@ -20,7 +20,18 @@ import pytest
 
 from exporter_proxy.upstreams.pushprox import MAX_ANSWER_BYTES, PROBE_IDLE_SECONDS
 from tests.daemon import Daemon, proxied, wait_until
-from tests.fakes.exporter import PAGE, FakeExporter, Script, close, pause, respond, send, stall, wait_for
+from tests.fakes.exporter import (
+    PAGE,
+    Connection,
+    FakeExporter,
+    Script,
+    close,
+    pause,
+    respond,
+    send,
+    stall,
+    wait_for,
+)
 from tests.standin import FQDN, StandIn, polling, url_of
 
 LONGEST_WAIT_SECONDS = 7.5
@@ -113,8 +124,7 @@ class FakeProxy(FakeExporter):
 
 @contextmanager
 def misled(*scripts: Script, **options: Any) -> Iterator[tuple[FakeProxy, Daemon]]:
-    proxy = FakeProxy(*scripts)
-    with proxy:
+    with FakeProxy(*scripts) as proxy:
         section = {"proxy_url": proxy.url(""), "fqdn": FQDN, **options}
         with proxied(pushprox=section) as (daemon, exporter):
             exporter.play(respond())
@@ -154,8 +164,11 @@ def test_what_is_no_pushprox_is_told_once_and_asked_again(case: str) -> None:
         assert times[2] - times[1] > 0.7, "and longer the next time"
 
 
-def scrape_of(port: int, number: int) -> Script:
-    raw = f"GET http://{FQDN}:{port}/x/metrics HTTP/1.1\r\nHost: {FQDN}:{port}\r\nId: {number}\r\n\r\n"
+def scrape_of(port: int, number: int, timeout: float = 15) -> Script:
+    raw = (
+        f"GET http://{FQDN}:{port}/x/metrics HTTP/1.1\r\nHost: {FQDN}:{port}\r\n"
+        f"X-Prometheus-Scrape-Timeout-Seconds: {timeout:g}\r\nId: {number}\r\n\r\n"
+    )
     return respond(body=raw.encode())
 
 
@@ -174,6 +187,26 @@ def test_a_push_that_is_cut_is_not_repeated(cut: Script) -> None:
         wait_until(lambda: len(proxy.polled()) >= 2, "it polls on", 15)
         pushes = [request for request in proxy.requests if request.target == b"/push"]
         assert len(pushes) <= 1
+
+
+def test_a_proxy_that_takes_no_answers_is_not_asked_without_end() -> None:
+    def scrape_or_silence(connection: Connection) -> None:
+        if connection.request.target == b"/push":
+            connection.wait()
+        (answer,) = scrape_of(daemon.port, len(proxy.requests), timeout=1.5)
+        answer(connection)
+
+    with FakeProxy([stall()]) as proxy:
+        section = {"proxy_url": proxy.url(""), "fqdn": FQDN}
+        with proxied(max_connections=2, pushprox=section) as (daemon, exporter):
+            exporter.play(respond())
+            proxy.wait_for_requests(1)
+            proxy.play([scrape_or_silence])
+            proxy.drop_connections()
+            assert "did not take it within" in daemon.wait_for_log("pushprox push failing", 15)
+            # Three were begun, the last of them to be refused; for each that ended there was one more.
+            assert len(proxy.polled()) <= 3 + 3
+            assert "exporter_proxy" in daemon.get("/metrics").body.decode()
 
 
 def test_pushes_that_are_refused_are_told_once_for_each_exporter() -> None:
@@ -196,9 +229,7 @@ def test_pushes_that_are_refused_are_told_once_for_each_exporter() -> None:
 def test_a_push_that_nobody_takes_in_time_is_given_up() -> None:
     with misled([stall()]) as (proxy, daemon):
         proxy.wait_for_requests(1)
-        raw = f"GET http://{FQDN}:{daemon.port}/x/metrics HTTP/1.1\r\nHost: {FQDN}:{daemon.port}\r\n"
-        raw += "X-Prometheus-Scrape-Timeout-Seconds: 1.5\r\nId: 1\r\n\r\n"
-        proxy.play(respond(body=raw.encode()), [stall()])
+        proxy.play(scrape_of(daemon.port, 1, timeout=1.5), [stall()])
         proxy.drop_connections()
         assert "did not take it within 1." in daemon.wait_for_log("pushprox push failing", 15)
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 POLL_SECONDS = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -308,7 +309,7 @@ class FakeExporter:
         self.play(*scripts)
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> FakeExporter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
