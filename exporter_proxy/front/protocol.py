@@ -175,29 +175,12 @@ class ScraperProtocol(HttpToolsProtocol):
             path = target.without_user(path)
         exchange = Exchange(self.remote, method, path, query, now)
         headers = self.headers
-        host: bytes | None = None
-        has_body = False
-        head_bytes = len(self.url)
-        for name, value in headers:
-            head_bytes += len(name) + len(value) + 4
-            if name == b"host":
-                if host is not None:
-                    self._refuse(Denied(Reason.BAD_REQUEST, "two Host headers; send one"), exchange)
-                    return
-                host = value
-            elif name == b"user-agent":
-                exchange.user_agent = value
-            elif name == b"content-length":
-                has_body = has_body or value.strip() != b"0"
-            elif name == b"transfer-encoding":
-                has_body = True
-                if value.strip().lower() != b"chunked":  # RFC 9112 section 6.1
-                    self._refuse(
-                        Denied(Reason.BAD_REQUEST, "a Transfer-Encoding other than chunked"), exchange
-                    )
-                    return
-        if head_bytes > limits.max_header_bytes or len(headers) > target.MAX_HEADER_LINES:
-            self._refuse(target.head_too_large(limits.max_header_bytes), exchange)
+        try:
+            host, has_body, head_bytes = target.read_header_lines(
+                exchange, self.url, headers, limits.max_header_bytes
+            )
+        except Denied as denied:
+            self._refuse(denied, exchange)
             return
         problem = None if version == "1.1" else target.version_problem(version, self.url, raw_head)
         if problem is None and (host is None or host != self._last_host):

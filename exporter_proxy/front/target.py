@@ -7,11 +7,13 @@ which host or path is meant (RFC 9112 section 3.2), and what it refuses is put i
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import httptools
 
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied, Reason
+from exporter_proxy.scrape.headers import Headers
 
 MAX_HEADER_LINES = 128
 """Of one request: a line of five bytes takes 150 in memory, so the size alone bounds nothing."""
@@ -21,6 +23,41 @@ _REQUEST_START = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*\Z")
 _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)\Z", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+
+
+class HeaderLines(NamedTuple):
+    """What the lines of a head say of the request itself."""
+
+    host: bytes | None
+    has_body: bool
+    head_bytes: int
+    """Of all lines and of the request target."""
+
+
+def read_header_lines(
+    exchange: Exchange, target: bytes, headers: Headers, max_header_bytes: int
+) -> HeaderLines:
+    """Read the header lines of a request, names in lower case. Raises Denied."""
+    host: bytes | None = None
+    has_body = False
+    head_bytes = len(target)
+    for name, value in headers:
+        head_bytes += len(name) + len(value) + 4
+        if name == b"host":
+            if host is not None:
+                raise Denied(Reason.BAD_REQUEST, "two Host headers; send one")
+            host = value
+        elif name == b"user-agent":
+            exchange.user_agent = value
+        elif name == b"content-length":
+            has_body = has_body or value.strip() != b"0"
+        elif name == b"transfer-encoding":
+            has_body = True
+            if value.strip().lower() != b"chunked":  # RFC 9112 section 6.1
+                raise Denied(Reason.BAD_REQUEST, "a Transfer-Encoding other than chunked")
+    if head_bytes > max_header_bytes or len(headers) > MAX_HEADER_LINES:
+        raise head_too_large(max_header_bytes)
+    return HeaderLines(host, has_body, head_bytes)
 
 
 def version_problem(version: str, target: bytes, raw_head: bytes) -> Denied | None:
