@@ -21,8 +21,8 @@ from exporter_proxy.config import (
     ConfigError,
     Overrides,
     config_warnings,
+    host_warnings,
     load_config,
-    resolve_warnings,
 )
 from exporter_proxy.config.values import BadValue
 
@@ -250,7 +250,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 def _check(options: argparse.Namespace) -> int:
     path = _config_file(options)
     config = load_config(path, _overrides(options))
-    for warning in (*config_warnings(config), *resolve_warnings(config)):
+    for warning in (*config_warnings(config), *host_warnings(config)):
         print(f"{path}: warning: {warning}", file=sys.stderr)
     count = len(config.exporters)
     print(f"{path}: OK ({count} exporter{'' if count == 1 else 's'})")

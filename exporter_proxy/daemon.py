@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from exporter_proxy import __version__
 from exporter_proxy.app import App
-from exporter_proxy.config import Config, config_warnings
+from exporter_proxy.config import Config
 from exporter_proxy.front.drain import drain
 from exporter_proxy.front.listener import Listener
 from exporter_proxy.front.sockets import Bound, ListenError, bind_all, unused_systemd_sockets
@@ -33,6 +33,7 @@ from exporter_proxy.reload import (
     build_running,
     close_all,
     described,
+    log_warnings,
     open_log,
 )
 from exporter_proxy.systemd import Notifier
@@ -115,8 +116,7 @@ class Daemon:
         self._log.writer.close()
 
     def _announce(self, config: Config) -> None:
-        for warning in config_warnings(config, self.proxy.front.passed_addresses):
-            self._log.warning(warning)
+        log_warnings(self.proxy, config)
         unused = unused_systemd_sockets([listener.bound for listener in self._listeners])
         if unused:
             self._log.warning(

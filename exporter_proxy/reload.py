@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import resource
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -85,8 +86,7 @@ class Reloader:
             proxy.reload_state = ReloadState()
             proxy.refresh_problems = ()
             config = proxy.running.config
-            for warning in config_warnings(config, proxy.front.passed_addresses):
-                self._log.warning(warning)
+            log_warnings(proxy, config)
             if config.listen != old.listen:
                 listen = ",".join(map(str, config.listen))
                 self._log.warning("listen changed: restart to listen there", listen=listen)
@@ -234,6 +234,14 @@ def _pushprox(config: Config) -> PushProxInForce | None:
     except ConfigError as error:
         raise ConfigError([replace(problem, source=config.source) for problem in error.problems]) from None
     return PushProxInForce(section, credentials, context)
+
+
+def log_warnings(proxy: Proxy, config: Config) -> None:
+    """One line for each thing to reconsider about a configuration that has come into force."""
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    max_descriptors = None if soft_limit == resource.RLIM_INFINITY else soft_limit
+    for warning in config_warnings(config, proxy.front.passed_addresses, max_descriptors):
+        proxy.log.warning(warning)
 
 
 def described(config: Config) -> dict[str, object]:

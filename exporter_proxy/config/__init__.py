@@ -15,7 +15,7 @@ from exporter_proxy.config.schema import (
     WebConfig,
 )
 from exporter_proxy.config.validity import not_after_timestamp_seconds
-from exporter_proxy.config.warnings import config_warnings, resolve_warnings
+from exporter_proxy.config.warnings import config_warnings, host_warnings
 from exporter_proxy.config.web import load_web_config
 
 __all__ = [
@@ -34,9 +34,9 @@ __all__ = [
     "UpstreamUrl",
     "WebConfig",
     "config_warnings",
+    "host_warnings",
     "load_config",
     "load_web_config",
     "not_after_timestamp_seconds",
     "parse_config",
-    "resolve_warnings",
 ]

@@ -1,25 +1,39 @@
 """What is allowed and yet worth a word: doors left open, certificates not checked, lost names.
 
-``config_warnings`` looks at the configuration alone and is for every start; ``resolve_warnings``
-asks the resolver, which may take seconds, and is for ``check``.
+``config_warnings`` looks at the configuration alone and is for every start; ``host_warnings`` asks
+the resolver, which may take seconds, and the host's groups, and is for ``check``.
 """
 
 from __future__ import annotations
 
+import grp
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from exporter_proxy.config.schema import Config, Exporter, Listen, ListenAddress, Network, ServerTls
+from exporter_proxy.config.schema import (
+    Config,
+    Exporter,
+    Listen,
+    ListenAddress,
+    Network,
+    ServerTls,
+    UnixListen,
+)
 
+DESCRIPTORS_PER_CONNECTION = 2
+"""The scraper's and the exporter's."""
 _RESOLVER_THREADS = 16
 
 
-def config_warnings(config: Config, passed: Sequence[Listen] = ()) -> list[str]:
+def config_warnings(
+    config: Config, passed: Sequence[Listen] = (), max_descriptors: int | None = None
+) -> list[str]:
     """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing.
 
-    ``passed`` is where the sockets listen that systemd or start_server passed, known once it runs.
+    Known once it runs: ``passed`` is where the sockets listen that systemd or start_server passed,
+    ``max_descriptors`` the limit of this process.
     """
     warnings: list[str] = []
     exposed = [
@@ -31,6 +45,12 @@ def config_warnings(config: Config, passed: Sequence[Listen] = ()) -> list[str]:
         warnings.append(
             f"everyone who reaches {', '.join(exposed)} can scrape: set allow_clients to the addresses "
             "of your Prometheus servers, or listen on 127.0.0.1"
+        )
+    needed = DESCRIPTORS_PER_CONNECTION * config.max_connections
+    if max_descriptors is not None and needed > max_descriptors:
+        warnings.append(
+            f"max_connections {config.max_connections} can take {needed} file descriptors, this process may "
+            f"have {max_descriptors}: raise its limit (LimitNOFILE, ulimit -n) or lower max_connections"
         )
     warnings += _client_certificate_warnings(config.server_tls)
     for exporter in config.exporters:
@@ -73,11 +93,30 @@ def _skip_verify_warning(exporter: Exporter) -> str:
     )
 
 
-def resolve_warnings(config: Config) -> list[str]:
-    """One line for each exporter whose name does not resolve, or that allow_upstreams would refuse.
+def host_warnings(config: Config) -> list[str]:
+    """One line for each name that this host does not know, or that allow_upstreams would refuse."""
+    return _group_warnings(config.listen) + _resolve_warnings(config)
 
-    Asks the resolver, for each name once and for several at a time.
-    """
+
+def _group_warnings(addresses: Sequence[Listen]) -> list[str]:
+    names = {one.group for one in addresses if isinstance(one, UnixListen) and one.group is not None}
+    return [
+        f'listen: there is no group "{name}" on this host, and no start without it: create it or name another'
+        for name in sorted(names)
+        if not _is_group(name)
+    ]
+
+
+def _is_group(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _resolve_warnings(config: Config) -> list[str]:
+    """Asks the resolver, for each name once and for several at a time."""
     hosts_of = {
         exporter.name: exporter.url.host
         for exporter in config.exporters

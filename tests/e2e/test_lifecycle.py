@@ -179,6 +179,17 @@ def limit_descriptors(daemon: Daemon, further: int) -> None:
     resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
 
 
+def test_fewer_descriptors_than_connections_need_are_warned_of() -> None:
+    with proxied() as (daemon, _):
+        soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        assert soft >= 1024, "as usual"
+        assert "max_connections" not in "".join(daemon.log_lines)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (1023, hard))
+        daemon.reload()
+        warning = daemon.wait_for_log("max_connections 512 can take 1024 file descriptors")
+        assert "this process may have 1023: raise its limit" in warning
+
+
 def cpu_seconds(daemon: Daemon) -> float:
     fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
     ticks_per_second = 100  # USER_HZ, whatever the kernel's own

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporter_proxy.config import config_warnings, parse_config, resolve_warnings
+from exporter_proxy.config import config_warnings, host_warnings, parse_config
 
 
 def warnings_for(text: str) -> list[str]:
@@ -114,7 +114,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 def resolved(upstreams: str, *hosts: str) -> list[str]:
     exporters = "".join(f'  e{n}: {{url: "http://{host}:9100"}}\n' for n, host in enumerate(hosts))
-    return resolve_warnings(parse_config(f"{upstreams}\nexporters:\n{exporters}".encode(), "config.yml"))
+    return host_warnings(parse_config(f"{upstreams}\nexporters:\n{exporters}".encode(), "config.yml"))
 
 
 def refused(name: str, subject: str) -> str:
@@ -159,3 +159,24 @@ def test_localhost_resolves_to_loopback() -> None:
     """With the system's own resolver, which answers this one from /etc/hosts."""
     assert resolved('allow_upstreams: [127.0.0.0/8, "::1"]', "localhost") == []
     assert "is outside allow_upstreams" in resolved("allow_upstreams: []", "localhost")[0]
+
+
+def test_a_group_that_the_host_does_not_know() -> None:
+    listen = 'listen: ["unix:/run/a.sock,group=root", "unix:/run/b.sock,group=nobody-knows"]'
+    assert host_warnings(parse_config(f"{listen}\n{LOCAL}".encode(), "config.yml")) == [
+        'listen: there is no group "nobody-knows" on this host, and no start without it: '
+        "create it or name another"
+    ]
+
+
+@pytest.mark.parametrize(("max_descriptors", "is_enough"), [(None, True), (2000, True), (1999, False)])
+def test_more_connections_than_descriptors(max_descriptors: int | None, is_enough: bool) -> None:
+    config = parse_config(f'listen: "127.0.0.1:0"\nmax_connections: 1000\n{LOCAL}'.encode(), "config.yml")
+    assert config_warnings(config, (), max_descriptors) == (
+        []
+        if is_enough
+        else [
+            "max_connections 1000 can take 2000 file descriptors, this process may have 1999: "
+            "raise its limit (LimitNOFILE, ulimit -n) or lower max_connections"
+        ]
+    )
