@@ -36,6 +36,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 PUSHPROX = "pushprox"
 """In the scope of a request that came through a PushProx proxy: the section that lets it in."""
 
+MAX_SHOWN_BYTES = 100
+"""Of a name that is no exporter's; there may be 32 KiB of it."""
+
 
 class App:
     """A bare ASGI callable: no framework stands between the connection and the exporter."""
@@ -54,14 +57,16 @@ class App:
                 running.guard.check_rate()
                 if PUSHPROX not in scope:  # a proxy was asked by us: it has nothing to show
                     await check_credentials(running.guard, scope, running)
-            route = running.routes.find(exchange.path)
+            route, query = running.routes.find(exchange.path), exchange.query
+            if route is None and exchange.path == running.routes.module_path:
+                route, query = find_module(scope, running)
             if route is None:
                 await self._page(scope, receive, send, running)
             else:
                 check_route_address(scope, route)
                 check_method(exchange.method)
-                check_params(exchange.query, route)
-                await self._scrape(scope, route, exchange, send)
+                check_params(query, route)
+                await self._scrape(scope, route, query, exchange, send)
         except Denied as denied:
             route = None
             await _send_denial(denied, exchange, send)
@@ -85,8 +90,8 @@ class App:
         check_method(exchange.method, page.methods)
         await page.answer(self._proxy, running, scope, receive, _counting(send, exchange))
 
-    async def _scrape(self, scope: Scope, route: Route, exchange: Exchange, send: Send) -> None:
-        """Ask the exporter and relay its answer, all within one deadline."""
+    async def _scrape(self, scope: Scope, route: Route, query: bytes, exchange: Exchange, send: Send) -> None:
+        """Ask the exporter, with ``query``, and relay its answer, all within one deadline."""
         exporter = route.exporter
         record = route.record
         exchange.exporter = exporter.name
@@ -99,11 +104,11 @@ class App:
         record.in_flight += 1
         try:
             with Deadline(deadline, self._proxy.deadlines):
-                request = _upstream_request(route, exchange, received, deadline if wanted else None)
+                request = _upstream_request(route, query, exchange, received, deadline if wanted else None)
                 if route.shares is None:
                     await _scrape_alone(request, route, exchange, send)
                 else:
-                    await _scrape_shared(request, route, exchange, send)
+                    await _scrape_shared(request, route, query, exchange, send)
         except TimeoutError:
             await _send_error(_deadline_error(route, exchange, wanted), exchange, send)
         except ScrapeError as error:
@@ -117,10 +122,12 @@ async def _scrape_alone(request: ScrapeRequest, route: Route, exchange: Exchange
         await relay(response, route, exchange, send)
 
 
-async def _scrape_shared(request: ScrapeRequest, route: Route, exchange: Exchange, send: Send) -> None:
+async def _scrape_shared(
+    request: ScrapeRequest, route: Route, query: bytes, exchange: Exchange, send: Send
+) -> None:
     """Take part in another scrape's answer, or ask for one that others may take part in."""
     assert route.shares is not None
-    key = share_key(exchange, request.raw_headers[len(route.configured_headers) :])
+    key = share_key(exchange.method, query, request.raw_headers[len(route.configured_headers) :])
     answer = await route.shares.get(key, Question(route, request), exchange)
     if answer is None:
         await _scrape_alone(request, route, exchange, send)
@@ -137,12 +144,10 @@ async def _scrape_shared(request: ScrapeRequest, route: Route, exchange: Exchang
 
 
 def _upstream_request(
-    route: Route, exchange: Exchange, received: Headers, deadline: float | None
+    route: Route, query: bytes, exchange: Exchange, received: Headers, deadline: float | None
 ) -> ScrapeRequest:
     headers = route.configured_headers + request_headers(received, route.allowed_headers)
-    return ScrapeRequest(
-        exchange.method, route.url, route.target(exchange.query), headers, exchange, deadline
-    )
+    return ScrapeRequest(exchange.method, route.url, route.target(query), headers, exchange, deadline)
 
 
 def check_address(scope: Scope, running: Running) -> None:
@@ -158,6 +163,19 @@ async def check_credentials(guard: Guard, scope: Scope, running: Running) -> Non
         hashing = guard.check_credentials(scope["headers"])
         if hashing is not None:
             await hashing
+
+
+def find_module(scope: Scope, running: Running) -> tuple[Route, bytes]:
+    """``module_route``: the exporter that the query names, and the query that is for it."""
+    route, module, query = running.routes.find_module(scope["exchange"].query)
+    if route is not None:
+        return route, query
+    modules = _listed([one.exporter.name for one in running.routes.routes if _may_scrape(scope, one)])
+    known = f"there is: {modules}" if modules else "there is none that you may scrape"
+    if module is None:
+        raise Denied(Reason.BAD_REQUEST, f"no exporter is named; add module=NAME to the query; {known}")
+    name = module[:MAX_SHOWN_BYTES].decode("utf-8", "backslashreplace")
+    raise Denied(Reason.NOT_FOUND, f"no exporter is called {name!a}; {known}")
 
 
 def check_route_address(scope: Scope, route: Route) -> None:
@@ -199,11 +217,16 @@ def check_params(query: bytes, route: Route) -> None:
 
 def _paths_text(scope: Scope, running: Running) -> str:
     """The 404's line: the paths that exist, for this client."""
-    paths = [route.path.decode() for route in running.routes.routes if _may_scrape(scope, route)]
-    shown = " ".join(paths[:20]) + (f" ... ({len(paths)} in all, see /)" if len(paths) > 20 else "")
-    return (
-        f"no such path; there is: {shown}" if paths else "no such path, and no exporter that you may scrape"
-    )
+    shown = _listed([route.path.decode() for route in running.routes.routes if _may_scrape(scope, route)])
+    if not shown:
+        return "no such path, and no exporter that you may scrape"
+    module_path = running.routes.module_path
+    modules = f"; and {module_path.decode()}?module=NAME" if module_path is not None else ""
+    return f"no such path; there is: {shown}{modules}"
+
+
+def _listed(words: list[str]) -> str:
+    return " ".join(words[:20]) + (f" ... ({len(words)} in all, see /)" if len(words) > 20 else "")
 
 
 def _deadline_error(route: Route, exchange: Exchange, wanted: float | None) -> ScrapeError:

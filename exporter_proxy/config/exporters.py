@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from exporter_proxy.config.addresses import EXPORTER_NAME, EXPORTER_PATH
@@ -12,6 +13,7 @@ from exporter_proxy.config.credentials import (
     read_bearer_token_file,
     read_client_tls,
 )
+from exporter_proxy.config.problems import quoted
 from exporter_proxy.config.schema import CommandSource, Exporter, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.sources import (
@@ -152,6 +154,24 @@ def report_passed_credentials(read: Sequence[ReadExporter]) -> None:
     for exporter, entry in read:
         if "authorization" in exporter.pass_headers:
             entry.report("pass_headers", PASSED_CREDENTIALS)
+
+
+def exporter_sections(tops: Sequence[Section]) -> list[Section]:
+    """The ``exporters`` of these files, without a further word on what is none."""
+    found = [top.section("exporters", None) for top in tops if top.is_mapping("exporters")]
+    return [section for section in found if section is not None]
+
+
+def report_unknown_exporters(
+    section: Section, key: str, names: Iterable[str], tops: Sequence[Section]
+) -> None:
+    """A problem with ``key`` for each of ``names`` that none of these files has an exporter for."""
+    known = [name for exporters in exporter_sections(tops) for name in exporters]
+    for name in dict.fromkeys(names if known else ()):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {quoted(near[0])}?" if near else ""
+            section.report(key, f"there is no exporter {quoted(name)}{hint}")
 
 
 def _url_line() -> str:

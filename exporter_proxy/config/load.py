@@ -20,6 +20,7 @@ from exporter_proxy.config.certificates import check_pair, check_readable
 from exporter_proxy.config.exporters import read_exporters, report_passed_credentials
 from exporter_proxy.config.include import read_included
 from exporter_proxy.config.listen import LISTEN_ADDRESS, listen_conflicts
+from exporter_proxy.config.module_route import read_module_route
 from exporter_proxy.config.positions import Document, is_null, shape
 from exporter_proxy.config.problems import ConfigError, Problem, in_file_order, quoted
 from exporter_proxy.config.pushprox import read_pushprox
@@ -69,6 +70,7 @@ TOP_KEYS = (
     "bearer_tokens_file",
     "allow_clients",
     "allow_upstreams",
+    "module_route",
     "defaults",
     "exporters",
     "include",
@@ -213,6 +215,7 @@ def _parse_file(
         access_log=_read_access_log(top, base_dir),
         error_log_path=_read_error_log(top, base_dir),
         pushprox=read_pushprox(top, included.tops, base_dir),
+        module_route=read_module_route(top, included.tops),
     )
     if config.bearer_tokens_file is not None or (config.web is not None and config.web.basic_auth_users):
         report_passed_credentials(exporters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from exporter_proxy.config.credentials import (
     read_bearer_token_file,
     read_client_tls,
 )
-from exporter_proxy.config.problems import quoted
+from exporter_proxy.config.exporters import report_unknown_exporters
 from exporter_proxy.config.schema import BasicAuth, ClientTls, Exporter, UpstreamUrl
 from exporter_proxy.config.sections import Section
 from exporter_proxy.config.values import BOOLEAN
@@ -106,11 +105,5 @@ def _read_allow_exporters(section: Section, tops: Sequence[Section]) -> frozense
     names = section.get_list("allow_exporters", EXPORTER_NAME, None)
     if names is None:
         return None
-    found = [exporters for top in tops if (exporters := top.section("exporters", None)) is not None]
-    known = [name for exporters in found for name in exporters]
-    for name in dict.fromkeys(names if known else ()):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {quoted(near[0])}?" if near else ""
-            section.report("allow_exporters", f"there is no exporter {quoted(name)}{hint}")
+    report_unknown_exporters(section, "allow_exporters", names, tops)
     return frozenset(names)

@@ -11,11 +11,11 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from exporter_proxy.config.module_route import ModuleRoute
     from exporter_proxy.config.pushprox import PushProx
-from typing import ClassVar
 
 Network = IPv4Network | IPv6Network
 
@@ -376,6 +376,8 @@ class Config:
     """``None``: stderr."""
     pushprox: PushProx | None = None
     """``None``: no PushProx proxy is polled."""
+    module_route: ModuleRoute | None = None
+    """``None``: exporters are at their own paths only."""
 
     @property
     def fingerprint(self) -> str:

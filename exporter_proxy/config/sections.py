@@ -79,6 +79,10 @@ class Section:
         node = self._entries[key][1] if key in self._entries else None
         return isinstance(node, yaml.SequenceNode) and not node.value
 
+    def is_mapping(self, key: str) -> bool:
+        """Whether ``key`` is set to a mapping."""
+        return key in self._entries and isinstance(self._entries[key][1], yaml.MappingNode)
+
     def is_blank(self, key: str) -> bool:
         """Whether ``key`` is absent, null or an empty text."""
         node = self._entries[key][1] if key in self._entries else None

@@ -17,6 +17,7 @@ from exporter_proxy.config.problems import ConfigError, Problem
 from exporter_proxy.config.schema import Config, Exporter, Network, UpstreamUrl
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.scrape.headers import FORWARDED
+from exporter_proxy.scrape.modules import take_module
 from exporter_proxy.scrape.share import Shares
 from exporter_proxy.scrape.slots import Slots
 from exporter_proxy.upstreams import MakeUpstream
@@ -118,16 +119,33 @@ def _load_verification(exporter: Exporter) -> Verify:
 
 
 class RouteTable:
-    """The routes of one configuration, by raw path."""
+    """The routes of one configuration, by raw path, and by name for ``module_route``."""
 
-    def __init__(self, routes: tuple[Route, ...], allow_upstreams: tuple[Network, ...] | None) -> None:
+    def __init__(
+        self,
+        routes: tuple[Route, ...],
+        allow_upstreams: tuple[Network, ...] | None,
+        module_path: bytes | None = None,
+        default_module: str | None = None,
+    ) -> None:
         self.routes = routes
         self.allow_upstreams = allow_upstreams
+        self.module_path = module_path
+        """Of ``module_route``, with the route prefix; ``None``: there is none."""
         self._by_path = {route.path: route for route in routes}
+        modules = routes if module_path is not None else ()
+        self._by_module = {route.exporter.name.encode("ascii"): route for route in modules}
+        self._default = default_module.encode("ascii") if default_module is not None else None
 
     def find(self, path: bytes) -> Route | None:
         """The route whose path is exactly ``path``."""
         return self._by_path.get(path)
+
+    def find_module(self, query: bytes) -> tuple[Route | None, bytes | None, bytes]:
+        """At ``module_path``: the route, the module that is meant, and the query that is the exporter's."""
+        module, rest = take_module(query)
+        module = self._default if module is None else module
+        return (self._by_module.get(module) if module is not None else None), module, rest
 
 
 def build_routes(
@@ -165,4 +183,8 @@ def build_routes(
         routes.append(Route(exporter, credentials, path, transport, record))
     if problems:
         raise ConfigError(problems)
-    return RouteTable(tuple(routes), config.allow_upstreams)
+    modules = config.module_route
+    if modules is None:
+        return RouteTable(tuple(routes), config.allow_upstreams)
+    module_path = (config.route_prefix + modules.path).encode("ascii")
+    return RouteTable(tuple(routes), config.allow_upstreams, module_path, modules.default_module)

@@ -42,10 +42,10 @@ class ShareKey(NamedTuple):
         return len(self.query) + _size_bytes(self.headers)
 
 
-def share_key(exchange: Exchange, forwarded: Headers) -> ShareKey:
-    """The key of a scrape with these forwarded headers."""
+def share_key(method: str, query: bytes, forwarded: Headers) -> ShareKey:
+    """The key of a scrape with this query and these headers, as they are forwarded."""
     headers = tuple(sorted(pair for pair in forwarded if pair[0] not in _NOT_IN_KEY))
-    return ShareKey(exchange.method, exchange.query, headers)
+    return ShareKey(method, query, headers)
 
 
 def _size_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:

@@ -26,6 +26,7 @@ from exporter_proxy.config import (
     WebConfig,
     parse_config,
 )
+from exporter_proxy.config.module_route import ModuleRoute
 from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.config.schema import (
     BasicAuth,
@@ -313,6 +314,7 @@ def test_every_key_is_read(certificates: Path) -> None:
             map_ports=True,
             allow_exporters=frozenset(("sets", "named")),
         ),
+        module_route=ModuleRoute("/proxy", "sets"),
     )
     assert "s3cr3t" not in repr(config)
 

@@ -167,3 +167,14 @@ def test_passed_credentials_are_told_where_they_are(directory: Path) -> None:
     main = f"bearer_tokens_file: {directory}/tokens\n{MAIN}"
     (found,) = problems(directory, main, a=entry("a", ", pass_headers: [Authorization]"))
     assert found.startswith("conf.d/a.yml:2:57: exporters.a.pass_headers: Authorization carries")
+
+
+def test_module_route_knows_the_exporters_of_all_files(directory: Path) -> None:
+    main = f"module_route: {{path: /p, default_module: a}}\n{MAIN}"
+    config = load(directory, main, a=entry("a"))
+    assert config.module_route is not None
+    assert config.module_route.default_module == "a"
+    assert problems(directory, main, a=entry("b", ", path: /p")) == [
+        'config.yml:1:22: module_route.path: "/p" is already the path of exporters.b at conf.d/a.yml:2:49',
+        'config.yml:1:42: module_route.default_module: there is no exporter "a"',
+    ]
