@@ -2,7 +2,8 @@
 
 ``ROWS`` has every key of an exporter that holds a secret, ``OWN_ROWS`` every one of the daemon itself, and
 ``SENT`` what scrapers send; a new one is a new row. ``tests/blackbox/test_secrets.py`` and
-``test_own_secrets.py`` plant them all, make everything happen that can, and search.
+``test_own_secrets.py`` plant them all, make everything happen that can, and search. Those of commands are in
+``planted_commands.py``.
 """
 
 from __future__ import annotations
@@ -381,7 +382,8 @@ def secrets() -> dict[str, str]:
     return {**made, **SENT}
 
 
-def search(text: str, where: str) -> None:
-    for name, secret in secrets().items():
+def search(text: str, where: str, among: Mapping[str, str] | None = None) -> None:
+    """For all secrets, or those ``among`` a mapping like theirs."""
+    for name, secret in (secrets() if among is None else among).items():
         for form in forms(secret):
             assert form not in text, f"the secret of {name} shows in {where}: {text[:2000]}"

@@ -110,7 +110,9 @@ def _read_command(entry: Section, base_dir: str) -> CommandSource | None:
     program, *arguments = words
     unusable = _why_no_program(program)
     if unusable is not None:
-        entry.report("command", f"{quoted(program)}: {unusable}")
+        # What is no path is not shown, nor what follows a blank: a password may be in it.
+        shown = f"{quoted(program.split()[0])}: " if program.startswith("/") else ""
+        entry.report("command", shown + unusable)
         return None
     return CommandSource(program, tuple(arguments), env, working_dir)
 
@@ -129,7 +131,8 @@ def _why_no_program(program: str) -> str | None:
     if not path.is_absolute():
         return "the path of the program must be absolute, no PATH is searched and no shell reads it"
     if not path.exists():
-        return "there is no such program, install it or correct the path"
+        advice = "write each argument as an item of its own" if " " in program else "correct the path"
+        return f"there is no such program, install it or {advice}"
     if not path.is_file():
         return "not a regular file"
     if not os.access(path, os.X_OK):

@@ -16,6 +16,7 @@ from exporter_proxy.config.schema import Exporter
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.scrape.exposition import Malformed, TooLarge, Verifier, verifier_for
 from exporter_proxy.upstreams.messages import raw_headers_of
+from exporter_proxy.upstreams.redacted import redacted
 
 HOLD_BYTES = 256 * 1024
 
@@ -48,6 +49,7 @@ class VerifiedBody(httpx.AsyncByteStream):
         self._body = body
         self._verifier = verifier
         self._backend = exporter.source.backend
+        self._command = exporter.command
         self.is_exhausted = False
         """Whether the part given out last was the last one of a body that is good."""
 
@@ -92,7 +94,7 @@ class VerifiedBody(httpx.AsyncByteStream):
         return ScrapeError(
             Reason.MALFORMED,
             f"{self._backend} sent what Prometheus cannot parse:{where} {fault.problem}",
-            fault.excerpt,
+            fault.excerpt if self._command is None else redacted(fault.excerpt, self._command),
         )
 
 

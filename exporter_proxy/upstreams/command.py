@@ -24,6 +24,7 @@ import httpx
 from exporter_proxy.config.schema import CommandSource, Exporter
 from exporter_proxy.reasons import Reason, ScrapeError, printable
 from exporter_proxy.upstreams.messages import TEXT_CONTENT_TYPE, ScrapeRequest, ScrapeResponse
+from exporter_proxy.upstreams.redacted import redacted
 from exporter_proxy.upstreams.threads import Threads
 
 GRACE_SECONDS = 1.0
@@ -175,7 +176,9 @@ class Run:
         if status == 0:
             return
         how = f"exited with status {status}" if status > 0 else f"was ended by {_signal_name(-status)}"
-        excerpt = _last_lines(self._last_of_stderr)
+        excerpt = _last_lines(
+            redacted(self._last_of_stderr.decode("utf-8", "backslashreplace"), self._source)
+        )
         silent = "" if excerpt else ", and said nothing on stderr"
         took_ms = (time.monotonic() - self._began) * 1000
         raise ScrapeError(
@@ -192,7 +195,7 @@ class Run:
 
     async def _start(self) -> None:
         try:
-            self._process, self._pidfd = await self._threads.run(self._spawn)
+            self._pidfd = await self._threads.run(self._spawn)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             self._start_error = ScrapeError(Reason.COMMAND_FAILED, self._start_advice(error))
             self.ended.set_result(None)
@@ -205,8 +208,12 @@ class Run:
         if self._is_abandoned:
             self._terminate()
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
-        """In a thread: a program on a file system that hangs takes as long to start."""
+    def _spawn(self) -> int:
+        """In a thread: a program on a file system that hangs takes as long to start. Gives the pidfd.
+
+        The process itself is not handed over: asyncio's debug mode logs results, and its ``repr`` has
+        the arguments.
+        """
         source = self._source
         process = subprocess.Popen(  # noqa: S603 - what the configuration says, without a shell
             [source.program, *source.arguments],
@@ -222,7 +229,8 @@ class Run:
             for pipe in (process.stdout, process.stderr):
                 assert pipe is not None
                 os.set_blocking(pipe.fileno(), False)
-            return process, os.pidfd_open(process.pid)
+            self._process = process
+            return os.pidfd_open(process.pid)
         except OSError:
             process.kill()
             process.communicate()
@@ -312,8 +320,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _last_lines(data: bytes) -> str:
+def _last_lines(text: str) -> str:
     """The last lines that were printed, in one and fit to be shown."""
-    lines = [line.strip() for line in data.decode("utf-8", "backslashreplace").splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     text = " | ".join([printable(line) for line in lines if line][-_STDERR_LINES:])
     return text if len(text) <= _EXCERPT_CHARACTERS else f"...{text[3 - _EXCERPT_CHARACTERS :]}"
