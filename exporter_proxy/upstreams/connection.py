@@ -17,7 +17,7 @@ from typing import cast
 import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
-from exporter_proxy.upstreams.tls import Tls
+from exporter_proxy.upstreams.tls import Tls, rest_of
 
 READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
@@ -181,16 +181,31 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop."""
         self.closed = True
-        self._parser = None
+        has_said_all = error is None
+        if self._tls is not None and has_said_all and not self._is_complete and self._error is None:
+            has_said_all = self._take_rest()
         if not self._is_complete and self._error is None:
             if not self._is_head_complete:
                 self._error = self._ended_before_head(error)
-            elif self._unparsed_bytes and self.content_length is None and error is None:
+            elif self._unparsed_bytes and self.content_length is None and has_said_all:
                 self._unparsed_bytes = 0
                 self._is_complete = True
             else:
                 self._error = self._truncated("reset" if error else "closed")
+        self._parser = None
         self._wake()
+
+    def _take_rest(self) -> bool:
+        """Take what TLS has received and not handed over; whether a close_notify was its end.
+
+        uvloop drops it where the connection ends while reading is paused. RFC 9112 section 9.8: only after
+        a close_notify is a body whole that lasts until the connection closes.
+        """
+        parts, has_said_all = rest_of(self._transport.get_extra_info("ssl_object"))
+        for part in parts:
+            if not self._is_complete:
+                self.data_received(part)
+        return has_said_all
 
     def _ended_before_head(self, error: Exception | None) -> ScrapeError:
         if error is None and self._head_bytes:
@@ -311,7 +326,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunks.append(data)
         self._buffered_bytes += len(data)
         self._body_bytes += len(data)
-        if self._buffered_bytes > READ_AHEAD_BYTES and not self._is_paused:
+        if self._buffered_bytes > READ_AHEAD_BYTES and not self._is_paused and not self.closed:
             self._is_paused = True
             self._transport.pause_reading()
 

@@ -1,4 +1,4 @@
-"""TLS with an exporter: by which rules, and what a failure means, in a person's words.
+"""TLS with an exporter: by which rules, what a failure means, and whether an end was meant.
 
 The rules come from ``credentials.py``; shaking hands is the event loop's business.
 """
@@ -38,6 +38,7 @@ _MEANINGS = {
         "refused; does it want a client certificate (tls.cert_file, tls.key_file) or only know old ciphers?"
     ),
 }
+_READ_BYTES = 1 << 16
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 
 
@@ -96,3 +97,16 @@ class Tls:
                 "has it expired, is it issued by a CA that the exporter trusts?"
             )
         return f"{backend} wants a client certificate; set tls.cert_file and tls.key_file"
+
+
+def rest_of(received: ssl.SSLObject) -> tuple[list[bytes], bool]:
+    """What can still be read of an ended connection, and whether a close_notify is its end."""
+    parts: list[bytes] = []
+    try:
+        while part := received.read(_READ_BYTES):
+            parts.append(part)
+    except ssl.SSLZeroReturnError:
+        return parts, True
+    except ssl.SSLError:
+        return parts, False
+    return parts, True

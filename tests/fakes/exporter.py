@@ -125,6 +125,14 @@ class Connection:
         self.sock.close()
         raise ConnectionEnded
 
+    def end(self) -> None:
+        """Close after having said all: over TLS a close_notify tells this from a cut."""
+        if isinstance(self.sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError):
+                self.sock.settimeout(POLL_SECONDS)
+                self.sock.unwrap()  # sends it, and has no time to wait for the peer's
+        self.close()
+
     def half_close(self) -> None:
         """Send FIN and keep reading."""
         self.sock.shutdown(socket.SHUT_WR)
@@ -218,6 +226,10 @@ def close() -> Action:
     return Connection.close
 
 
+def end() -> Action:
+    return Connection.end
+
+
 def half_close() -> Action:
     return Connection.half_close
 
@@ -268,7 +280,7 @@ def respond(
             else:
                 connection.send(content)
         if framing == CLOSE:
-            connection.close()
+            connection.end()
 
     return [play]
 
