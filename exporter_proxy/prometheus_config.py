@@ -11,12 +11,12 @@ their own account, so they get a job in scrape_configs and are left out of the l
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from exporter_proxy.config.addresses import HOST_PORT, check_host, parse_port
+from exporter_proxy.config.scalars import quoted_scalar, scalar
 from exporter_proxy.config.schema import Config, Exporter, ListenAddress
 from exporter_proxy.config.values import BadValue
 
@@ -32,8 +32,6 @@ PASSWORD_FILE = "exporter_proxy.password"  # noqa: S105 - a file's name
 
 # A host and port as Prometheus's regular expressions take a target apart.
 _HOST_OF_ADDRESS = "(.+):[0-9]+"
-_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
-_YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +195,9 @@ def _job_of_all(config: Config, entrance: Entrance) -> list[str]:
 
 
 def _job_head(config: Config, job: str, metrics_path: str | None) -> list[str]:
-    lines = [f"  - job_name: {_scalar(job)}"]
+    lines = [f"  - job_name: {scalar(job)}"]
     if metrics_path is not None:
-        lines.append(f"    metrics_path: {_scalar(metrics_path)}")
+        lines.append(f"    metrics_path: {scalar(metrics_path)}")
     return [*lines, *_access_lines(config)]
 
 
@@ -208,7 +206,7 @@ def _access_lines(config: Config) -> list[str]:
     if config.pushprox is not None:
         # The proxy is asked in plain HTTP, and the daemon asks for nothing: it is the one that connects.
         proxy = config.pushprox.proxies[0]
-        return [f"    proxy_url: {_quoted(f'{proxy.scheme}://{proxy.authority}/')}"]
+        return [f"    proxy_url: {quoted_scalar(f'{proxy.scheme}://{proxy.authority}/')}"]
     lines = []
     tls = config.server_tls
     if tls is not None:
@@ -219,7 +217,7 @@ def _access_lines(config: Config) -> list[str]:
     if config.bearer_tokens_file is not None:
         lines += ["    authorization:", f"      credentials_file: {TOKEN_FILE}"]
     elif users:
-        lines += ["    basic_auth:", f"      username: {_scalar(users[0][0])}"]
+        lines += ["    basic_auth:", f"      username: {scalar(users[0][0])}"]
         lines += [f"      password_file: {PASSWORD_FILE}"]
     return lines
 
@@ -229,18 +227,18 @@ def _static_config(exporter: Exporter, entrance: Entrance) -> list[str]:
     return [
         f"      - targets: {_targets(entrance)}",
         "        labels:",
-        *(f"          {_scalar(name)}: {_scalar(value)}" for name, value in labels.items()),
+        *(f"          {scalar(name)}: {scalar(value)}" for name, value in labels.items()),
     ]
 
 
 def _targets(entrance: Entrance) -> str:
-    return f"[{', '.join(_quoted(str(target)) for target in entrance.targets)}]"
+    return f"[{', '.join(quoted_scalar(str(target)) for target in entrance.targets)}]"
 
 
 def _relabel(source_labels: Sequence[str], regex: str, target_label: str, replacement: str) -> list[str]:
     lines = [f"source_labels: [{', '.join(source_labels)}]"] if source_labels else []
-    lines += [f"regex: {_quoted(regex)}"] if regex else []
-    lines += [f"target_label: {target_label}", f"replacement: {_quoted(replacement)}"]
+    lines += [f"regex: {quoted_scalar(regex)}"] if regex else []
+    lines += [f"target_label: {target_label}", f"replacement: {quoted_scalar(replacement)}"]
     return [f"      - {lines[0]}", *(f"        {line}" for line in lines[1:])]
 
 
@@ -252,16 +250,3 @@ def _literal(text: str) -> str:
 def _pattern(name: str) -> str:
     """For a ``regex``: of what an exporter's name can have, the dot alone means something."""
     return name.replace(".", r"\.")
-
-
-def _scalar(text: str) -> str:
-    """Text as YAML has it in a block, without quotes where it is plainly text."""
-    is_plain = _PLAIN.fullmatch(text) is not None and text.lower() not in _YAML_WORDS
-    return text if is_plain else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    if text.isprintable() and "'" not in text:
-        return f"'{text}'"
-    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
-    return f'"{"".join(escaped)}"'
