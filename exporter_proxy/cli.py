@@ -27,7 +27,7 @@ from exporter_proxy.config import (
 from exporter_proxy.config.values import BadValue
 
 DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
-COMMANDS = ("serve", "check", "discover", "scrape", "prometheus-config")
+COMMANDS = ("serve", "check", "discover", "scrape", "prometheus-config", "import")
 
 
 class NoConfigError(Exception):
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_file(scrape)
     scrape.set_defaults(run=_scrape)
     _add_prometheus_config(commands)
+    _add_import(commands)
     return parser
 
 
@@ -189,6 +190,23 @@ def _add_prometheus_config(commands: argparse._SubParsersAction[argparse.Argumen
         help="the label instance: HOST:PORT of this daemon, or with the exporter's own port",
     )
     command.set_defaults(run=_prometheus_config)
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "import", help="turn exporter_exporter's configuration into one for this program", allow_abbrev=False
+    )
+    command.add_argument("file", metavar="FILE", help="as its -config.file, such as expexp.yaml")
+    command.add_argument(
+        "directories",
+        nargs="*",
+        metavar="DIR",
+        help="as its -config.dirs; one can stand in place of FILE, too",
+    )
+    command.add_argument(
+        "--write", metavar="FILE", help="create this file, instead of printing the configuration"
+    )
+    command.set_defaults(run=_import)
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:
@@ -309,4 +327,22 @@ def _prometheus_config(options: argparse.Namespace) -> int:
     else:
         text = prometheus_config.target_list(config.exporters, entrance)
     print(text, end="")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from exporter_proxy import import_once  # noqa: PLC0415
+
+    imported = import_once.read([options.file, *options.directories])
+    done = import_once.write(imported, options.write) if options.write is not None else None
+    for note in imported.notes:
+        print(note, file=sys.stderr)
+    if done is not None:
+        print(done)
+        return 0
+    if imported.may_hold_secrets:
+        print(
+            "exporter_proxy: what is printed may hold secrets, --write=FILE keeps it private", file=sys.stderr
+        )
+    print(imported.text, end="")
     return 0

@@ -70,6 +70,11 @@ class Section:
         return iter(self._entries)
 
     @property
+    def place(self) -> yaml.Node:
+        """What stands for the section in messages: its key, if it has one."""
+        return self._place
+
+    @property
     def is_empty(self) -> bool:
         """Whether the mapping has no keys at all."""
         return not self._entries

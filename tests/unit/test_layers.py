@@ -24,7 +24,7 @@ CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("discovered", "discover_once", "scrape_once"),
+    ("discovered", "discover_once", "import_once", "scrape_once"),
     ("daemon",),
     ("reload",),
     ("pushprox",),
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("upstreams",),
     ("observe",),
     ("discover", "demo"),
-    ("access", "prometheus_config", "systemd"),
+    ("access", "imported", "prometheus_config", "systemd"),
     ("config",),
     ("reasons",),
     ("__init__",),
