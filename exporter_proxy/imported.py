@@ -15,7 +15,7 @@ from pathlib import Path
 
 from exporter_proxy.config import ConfigError, Problem, parse_config
 from exporter_proxy.config.addresses import MAX_NAME_CHARACTERS
-from exporter_proxy.config.expexp import ExecModule, Expexp, FileModule, HttpModule, Module
+from exporter_proxy.config.expexp import ExecModule, Expexp, FileModule, HttpModule, Module, Place
 from exporter_proxy.config.problems import quoted
 from exporter_proxy.config.scalars import scalar
 from exporter_proxy.config.schema import MAX_TIMEOUT_SECONDS
@@ -25,18 +25,21 @@ LISTEN = ":9999"
 MODULE_ROUTE = "/proxy"
 
 _LINE_CHARACTERS = 100
+_TLS_KEYS = tuple(
+    f"http.tls_{key}" for key in ("insecure_skip_verify", "cert_file", "key_file", "ca_cert_file")
+)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 # What holds for a whole kind of module is said once.
 _NO_ARGS = (
     "no part of the URL reaches a command here, and a scrape with args is a 403: write them into command"
 )
-_NO_ENVIRONMENT = (
-    "it ran with exporter_exporter's environment and has none here: set PATH and what else it needs"
-)
+_NO_ENVIRONMENT = "it ran with exporter_exporter's environment; here it has PATH and what you add to env"
 _NO_MTIME = (
     "expexp_file_mtime_timestamp is not in the page; exporter_proxy_file_mtime_seconds at /metrics has it"
 )
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""That of systemd's services."""
 _BAD_QUERY = 'url: what is behind the "?" cannot be sent as it is; encode it, as in %20'
 
 
@@ -85,7 +88,10 @@ def import_expexp(expexp: Expexp, sources: Sequence[str]) -> Imported:
     }
     notes = [note for entry in entries for note in entry.notes] + _notes_by_kind(expexp.modules)
     if not usable:
-        raise ConfigError(_in_order(notes, expexp))
+        raise ConfigError(
+            module.place.note(f"cannot be used on this host: {entry.why_left_out}")
+            for module, entry in zip(expexp.modules, entries, strict=True)
+        )
     head_notes = list(expexp.notes)
     default = usable.get(expexp.default_module) if expexp.default_module is not None else None
     if expexp.default_place is not None and default is None:
@@ -174,7 +180,8 @@ def _entry(module: Module, name: str) -> _Entry:
     if isinstance(source, FileModule) and re.search(r"[*?\[]", source.path):
         why = "file: *, ? and [ in the name of a file make it a pattern here"
     if why is not None:
-        notes.append(module.place.note(f"left out, stands in the configuration as a comment: {why}"))
+        message = f"cannot be used on this host, so it is a comment in the configuration: {why}"
+        notes.append(module.place.note(message))
     return _Entry(
         name,
         (f"{name}:", *(f"  {line}" for line in lines)),
@@ -196,18 +203,18 @@ def _http_lines(module: Module, source: HttpModule, notes: list[Problem]) -> lis
         lines.append("verify: false")
     is_https = source.url.startswith("https:")
     tls = {"ca_file": source.ca_file, "cert_file": source.cert_file, "key_file": source.key_file}
+    if is_https and bool(source.cert_file) != bool(source.key_file):
+        place = _at(module, "http.tls_cert_file", "http.tls_key_file")
+        notes.append(place.note("left out: a certificate and its key go together"))
     if not (source.cert_file and source.key_file):
-        if source.cert_file or source.key_file:
-            message = "left out, for a certificate without its key, or a key alone, is not used there either"
-            notes.append(module.at("http").note(message))
         tls = {"ca_file": source.ca_file}
     tls = {key: path for key, path in tls.items() if path}
-    if not is_https and (tls or source.insecure_skip_verify):
-        notes.append(module.at("http").note("what concerns TLS has no effect on http, so it is left out"))
-    if is_https and source.ca_file:
-        message = (
-            "this CA is trusted here, and no other; exporter_exporter goes by the system's CAs all the same"
-        )
+    if not is_https:
+        for key in _TLS_KEYS:
+            if key in module.places:
+                notes.append(module.at(key).note("left out: it has no effect on http"))
+    elif source.ca_file:
+        message = "this CA is trusted here, and no other; exporter_exporter goes by the system's all the same"
         notes.append(module.at("http.tls_ca_cert_file").note(message))
     if is_https and source.insecure_skip_verify:
         lines.append("insecure_skip_verify: true")
@@ -219,11 +226,14 @@ def _http_lines(module: Module, source: HttpModule, notes: list[Problem]) -> lis
         lines += ["basic_auth:", f"  username: {scalar(source.username)}"]
         lines.append(f"  password: {scalar(source.password)}")
     elif source.username or source.password:
-        message = (
-            "left out, for a user name without a password, or a password alone, is not sent there either"
-        )
-        notes.append(module.at("http").note(message))
+        place = _at(module, "http.basic_auth_username", "http.basic_auth_password")
+        notes.append(place.note("left out: a user name and a password go together"))
     return lines
+
+
+def _at(module: Module, *keys: str) -> Place:
+    """Where the first of ``keys`` stands that is set."""
+    return module.at(next(key for key in keys if key in module.places))
 
 
 def _url(url: str) -> str:
@@ -241,9 +251,8 @@ def _exec_lines(module: Module, source: ExecModule, notes: list[Problem]) -> lis
     lines = [f"command: [{', '.join(words)}]"]
     if len(lines[0]) > _LINE_CHARACTERS:
         lines = ["command:", *(f"  - {word}" for word in words)]
-    if source.env is not None:
-        lines += ["env:", *(f"  {scalar(name)}: {scalar(value)}" for name, value in source.env)]
-    return lines
+    env = (("PATH", _PATH),) if source.env is None else source.env
+    return [*lines, "env:", *(f"  {scalar(name)}: {scalar(value)}" for name, value in env)]
 
 
 def _why_unusable(name: str, lines: Iterable[str]) -> str | None:

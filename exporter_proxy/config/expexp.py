@@ -92,7 +92,7 @@ class Place:
 class HttpModule:
     """``method: http``. ``url`` as exporter_exporter asks for it; "" for the texts is: not set."""
 
-    url: str
+    url: str = field(repr=False)
     verify: bool
     insecure_skip_verify: bool
     ca_file: str
@@ -207,7 +207,7 @@ class _Reader:
             if suffix in _SUFFIXES and not os.path.isdir(path):  # noqa: PTH112 - as above
                 self._read_module_file(path, name)
             else:
-                message = f"left out: no file that ends in {' or '.join(_SUFFIXES)}"
+                message = f"left out: its name ends in neither {' nor '.join(_SUFFIXES)}"
                 self.notes.append(Problem(path, None, None, "", message))
 
     def _read_module_file(self, path: str, name: str) -> None:

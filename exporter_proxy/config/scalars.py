@@ -20,7 +20,8 @@ def scalar(text: str) -> str:
 
 def quoted_scalar(text: str) -> str:
     """In quotes, whatever it is."""
-    if text.isprintable() and "'" not in text:
-        return f"'{text}'"
+    if text.isprintable() and ("'" not in text or re.search(r'["\\]', text)):
+        doubled = text.replace("'", "''")
+        return f"'{doubled}'"
     escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'"{"".join(escaped)}"'
