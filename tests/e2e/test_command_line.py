@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 import yaml
 
 from exporter_proxy import __version__
@@ -176,56 +173,6 @@ def test_a_log_that_cannot_be_written_is_status_1_and_one_line(tmp_path: Path) -
     result = run(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"exporter_proxy: .*missing/access\.log.*\n", result.stderr)
-
-
-GO_FIELDS = ["time", "time_nsec", "status", "size", "reqtime_nsec", "backend", "path", "query", "method"]
-GO_ORIGINAL = """
-listen: "127.0.0.1:0"
-tls:
-  certfile: "./server.crt"
-  keyfile: "./server.key"
-access_log:
-  format: "ltsv"
-  path: "./access.log"
-  fields: {fields}
-error_log:
-  path: "./error.log"
-exporters:
-  node_exporter:
-    path: "/node_exporter/metrics"
-    url: "{url}"
-  self_signed:
-    path: "/self/signed"
-    url: "{https_url}"
-    insecure_skip_verify: true
-shutdown_timeout: 10s
-"""
-
-
-def test_a_service_of_the_go_original_runs_unchanged(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    server = authority.issue_cert("127.0.0.1")
-    server.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
-    server.private_key_pem.write_to_path(tmp_path / "server.key")
-    exporters_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(exporters_tls)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    with FakeExporter() as plain, FakeExporter(tls=exporters_tls) as secure:
-        text = GO_ORIGINAL.format(fields=json.dumps(GO_FIELDS), url=plain.url(), https_url=secure.url())
-        (tmp_path / "config.yml").write_text(text)
-        with serving(tmp_path, "-config", "config.yml") as port:
-            for path in ("/node_exporter/metrics?collect[]=cpu", "/self/signed"):
-                with Wire(("127.0.0.1", port), tls=trusting) as wire:
-                    wire.exchange(request(path)).expect_ok()
-        assert (tmp_path / "output").read_text() == ""
-        assert "msg=listening" in (tmp_path / "error.log").read_text()
-        first, second = (tmp_path / "access.log").read_text().splitlines()
-    fields = dict(field.split(":", 1) for field in first.split("\t"))
-    assert list(fields) == GO_FIELDS
-    assert (fields["status"], fields["query"]) == ("200", "collect[]=cpu")
-    assert fields["backend"] == plain.authority
-    assert f"backend:{secure.authority}\tpath:/self/signed\t" in second
 
 
 def scraped(directory: Path, exporter: FakeExporter, **route: Any) -> tuple[int, dict[str, str], str]:
