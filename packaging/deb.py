@@ -123,6 +123,7 @@ def _write_documentation(directory: Path, package_version: str, release: Release
         ("changelog.Debian.gz", f"{entry} -- {_maintainer()}  {date}\n"),
         ("changelog.gz", (REPOSITORY / "CHANGELOG.md").read_text()),
         ("README.md.gz", (REPOSITORY / "README.md").read_text()),
+        ("MIGRATION.md.gz", (HERE / "MIGRATION.md").read_text()),
     ):
         (directory / name).write_bytes(gzip.compress(text.encode(), mtime=0))
 

@@ -1,7 +1,7 @@
 """The documented examples of the Go original, each played as its users run it: ``-config FILE``.
 
-``tests/testdata/go_original`` has one file for each; only addresses are put in. Routes, logs, TLS, a socket of
-start_server, and a stop by SIGTERM with a scrape under way.
+``tests/testdata/go_original`` has one file for each; only addresses are put in. Routes, logs, TLS, a socket
+of start_server, and a stop by SIGTERM with a scrape under way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""README.md as data: its sections, fenced blocks, transcripts and tables, and how output is compared.
+"""README.md and other documents as data: sections, fenced blocks, transcripts and tables; comparing output.
 
 A transcript (``console``) has commands after ``$ ``, each followed by what it prints. There, a line
 ``...`` stands for any number of lines left out, and ``CHANGING`` lists all that may differ from one run to
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.daemon import REPOSITORY
 
@@ -42,15 +42,16 @@ CHANGING: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block. ``line`` is that of its first line of content in README.md."""
+    """A fenced block. ``line`` is that of its first line of content in ``file``."""
 
     section: str
     language: str
     text: str
     line: int
+    file: str = "README.md"
 
     def __str__(self) -> str:
-        return f"README.md:{self.line}"
+        return f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class Step:
     command: str
     output: tuple[str, ...]
     line: int
+    file: str = "README.md"
 
     def __str__(self) -> str:
-        return f"README.md:{self.line}: {self.command}"
+        return f"{self.file}:{self.line}: {self.command}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +76,31 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def sections() -> dict[str, str]:
+def sections(document: str = README) -> dict[str, str]:
     """The text below each ``## `` heading; what comes before the first is ""."""
-    parts = re.split(r"^## (.+)\n", README, flags=re.MULTILINE)
+    parts = re.split(r"^## (.+)\n", document, flags=re.MULTILINE)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
-def blocks() -> Iterator[Block]:
+def blocks(document: str = README, file: str = "README.md") -> Iterator[Block]:
     """All fenced blocks. Raises ValueError for a fence that is indented, unclosed or without a language."""
     section, language, start, content = "", "", 0, list[str]()
-    for number, line in enumerate(README.splitlines(), 1):
+    for number, line in enumerate(document.splitlines(), 1):
         if not re.match(r"\s*(```|~~~)", line):
             if start:
                 content.append(line)
             elif line.startswith("## "):
                 section = line[3:]
         elif start:
-            yield Block(section, language, "\n".join(content) + "\n", start)
+            yield Block(section, language, "\n".join(content) + "\n", start, file)
             start = 0
         else:
             opening = re.fullmatch(r"```([a-z]+)", line)
             if opening is None:
-                raise ValueError(f"README.md:{number}: a fence without a language, or indented")
+                raise ValueError(f"{file}:{number}: a fence without a language, or indented")
             language, start, content = opening[1], number + 1, []
     if start:
-        raise ValueError(f"README.md:{start - 1}: a fence that is never closed")
+        raise ValueError(f"{file}:{start - 1}: a fence that is never closed")
 
 
 def steps(block: Block) -> list[Step]:
@@ -106,18 +108,18 @@ def steps(block: Block) -> list[Step]:
     found: list[Step] = []
     for number, line in enumerate(block.text.splitlines(), block.line):
         if line.startswith(PROMPT):
-            found.append(Step(line.removeprefix(PROMPT), (), number))
+            found.append(Step(line.removeprefix(PROMPT), (), number, block.file))
         elif found:
             last = found[-1]
-            found[-1] = Step(last.command, (*last.output, line), last.line)
+            found[-1] = replace(last, output=(*last.output, line))
         else:
-            raise ValueError(f"README.md:{number}: output without a command before it")
+            raise ValueError(f"{block.file}:{number}: output without a command before it")
     return found
 
 
-def tables() -> list[Table]:
+def tables(document: str = README) -> list[Table]:
     found: list[Table] = []
-    for section, text in sections().items():
+    for section, text in sections(document).items():
         for lines in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
             rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines.splitlines()]
             found.append(Table(section, rows[0], tuple(rows[2:])))
@@ -153,4 +155,4 @@ def difference(shown: Sequence[str], printed: str) -> str:
     pattern = "".join(r"(?:.*\n)*" if line == LEFT_OUT else re.escape(line + "\n") for line in expected)
     if re.fullmatch(pattern, "".join(f"{line}\n" for line in actual)):
         return ""
-    return "\n".join(difflib.unified_diff(expected, actual, "README.md", "printed", lineterm="", n=99))
+    return "\n".join(difflib.unified_diff(expected, actual, "shown", "printed", lineterm="", n=99))
