@@ -48,7 +48,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 def key_rows(number: int) -> list[tuple[str, str]]:
     """Key and default of each row of a table of keys; a row may be for several keys."""
-    rows = table("Configuration", "Key", number).rows
+    rows = table("Configuration keys", "Key", number).rows
     return [(key, default) for keys, default, _ in rows for key in code_words(keys)]
 
 
@@ -81,7 +81,7 @@ def test_the_keys_of_an_exporter_are_all_there_and_the_first_are_those_of_defaul
     assert sorted(keys) == sorted(EXPORTER_KEYS)
     assert tuple(keys[: len(DEFAULTS_KEYS)]) == DEFAULTS_KEYS
     assert len(DEFAULTS_KEYS) == 7
-    assert "first seven" in sections()["Configuration"]
+    assert "first seven" in sections()["Configuration keys"]
 
 
 @pytest.mark.parametrize(("key", "default"), key_rows(0))
@@ -148,7 +148,7 @@ def test_defaults_of_an_exporter_are_what_they_are_said_to_be(key: str, default:
 
 
 def test_the_status_table_has_every_reason_with_its_status() -> None:
-    rows = table("When something is wrong", "Reason").rows
+    rows = table("Reasons", "Reason").rows
     expected = {
         **{reason: str(status) for reason, status in {**DENIAL_STATUS, **SCRAPE_ERROR_STATUS}.items()},
         Reason.BAD_REQUEST: "400 or 431",
@@ -285,6 +285,14 @@ def test_the_picture_shows_exporters_at_their_ports() -> None:
     exporters = re.findall(r"/(\w+)/metrics +--> +127\.0\.0\.1:(\d+)", picture)
     assert len(exporters) == 3
     assert {name for name, _ in exporters} == {known_ports()[int(port)].name for _, port in exporters}
+
+
+def test_links_within_it_lead_to_its_sections() -> None:
+    """As GitHub makes anchors of headings: dots and the like are left out, blanks become hyphens."""
+    anchors = {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in sections()}
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links
+    assert set(links) <= anchors
 
 
 def test_links_lead_to_files_that_exist() -> None:
