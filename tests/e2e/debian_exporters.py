@@ -2,6 +2,9 @@
 
 ``testdata/debian/packages.yml`` lists them; beside it is what they read. What they report on is a small real
 server where one is cheap, else a canned answer, or nobody: most exporters have something to say even then.
+
+As a program (``python -m tests.e2e.debian_exporters NAME=HOST:PORT...``) it starts those that are named, says
+``ready`` and ends them with its standard input.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,8 +99,9 @@ class Host:
 
 
 @contextmanager
-def started(wanted: Iterable[Packaged]) -> Iterator[Host]:
-    """Run these programs, and what they need."""
+def started(wanted: Iterable[Packaged], addresses: Mapping[str, str] | None = None) -> Iterator[Host]:
+    """Run these programs, and what they need; by their names at ``addresses``, the others at free ones."""
+    addresses = addresses or {}
     names = {one.name for packaged in wanted for one in packaged.with_needed}
     needed = {name for packaged in wanted for name in packaged.needs}
     failures: dict[str, str] = {}
@@ -104,7 +109,7 @@ def started(wanted: Iterable[Packaged]) -> Iterator[Host]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exporters-")))
         places = {"directory": str(directory)}
         for name in PACKAGED:
-            places |= _place(name, _free_address())
+            places |= _place(name, addresses.get(name) or _free_address())
         places |= _place("answers", stack.enter_context(_serving(CannedAnswers)))
         places |= _place("mqtt", stack.enter_context(_serving(MqttBroker)))
         for file in FILES.iterdir():
@@ -240,3 +245,15 @@ def _serving(handler: type[BaseRequestHandler]) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def main() -> None:
+    """Run the programs that the arguments name."""
+    addresses = dict(argument.split("=") for argument in sys.argv[1:])
+    with started([PACKAGED[name] for name in addresses], addresses) as host:
+        print("\n".join(host.failures.values()) or "ready", flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

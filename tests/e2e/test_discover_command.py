@@ -18,6 +18,7 @@ import yaml
 from tests.daemon import REPOSITORY, wait_until
 from tests.e2e.debian_exporters import PACKAGED, started
 from tests.e2e.processes import MODULE, Exporter
+from tests.own_network import alone, skip_without_own_network
 
 EIGHT = (
     *("node_exporter", "mysqld_exporter", "redis_exporter", "postgres_exporter"),
@@ -95,10 +96,7 @@ def test_a_configuration_and_a_table_of_the_same(tmp_path: Path) -> None:
 
 # Exporters of other tests must not be asked as well, so this host has a network of its own.
 ALONE = """
-import fcntl, http.server, json, socket, struct, subprocess, sys, threading
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", IFF_UP, b""))
+import http.server, json, subprocess, sys, threading
 
 asked = []
 
@@ -122,12 +120,9 @@ for flags in ([], ["--all"]):
 
 
 def test_all_asks_also_where_no_exporter_is_to_be_expected(tmp_path: Path) -> None:
-    alone = ["unshare", "--map-root-user", "--net"]
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not have a network namespace")
-    printed = subprocess.check_output(
-        [*alone, sys.executable, "-c", ALONE], cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_SECONDS
-    )
+    skip_without_own_network()
+    command = alone(sys.executable, "-c", ALONE)
+    printed = subprocess.check_output(command, cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_SECONDS)
     usual, every = (json.loads(line) for line in printed.splitlines())
     assert usual[1:] == [[], []]
     port, found, asked = every

@@ -20,17 +20,10 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import REPOSITORY, wait_until
+from tests.own_network import alone, beside, can_have_own_network
 from tests.readme.document import Step, blocks, code_words, difference, sections, steps
 
 STEPS = [step for block in blocks() if block.section == "Quick start" for step in steps(block)]
-OWN_NETWORK = ["unshare", "--map-root-user", "--net"]
-# A new namespace has its loopback interface down: SIOCSIFFLAGS with IFF_UP, then what was asked for.
-LOOPBACK_UP = """
-import fcntl, os, socket, struct, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
 SETUP_SECONDS = 540
 START_SECONDS = 30.0
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", ".hypothesis")
@@ -41,13 +34,6 @@ def environment() -> dict[str, str]:
     """Without what a ``make`` that runs these tests hands down to the ones they start."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return {**inherited, "PYTHON": sys.executable, "LC_ALL": "C.UTF-8"}
-
-
-def can_have_own_network() -> bool:
-    try:
-        return subprocess.run([*OWN_NETWORK, "true"], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +58,9 @@ class Terminal:
 
     def beside(self, command: str) -> str:
         """What a command prints in another terminal of the same host."""
-        pid = str(self.process.pid)
-        enter = ["nsenter", "--target", pid, "--user", "--net", "--preserve-credentials"]
+        words = ["sh", "-c", command]
         result = subprocess.run(
-            [*(enter if self.is_alone else []), "sh", "-c", command],
+            beside(self.process.pid, *words) if self.is_alone else words,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -105,10 +90,9 @@ def make_run(tmp_path: Path) -> Iterator[Terminal]:
     )
     assert setup.returncode == 0, setup.stdout
     is_alone = can_have_own_network()
-    prefix = [*OWN_NETWORK, sys.executable, "-c", LOOPBACK_UP] if is_alone else []
     with (tmp_path / "screen").open("wb") as screen, (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*prefix, "make", "run"],
+            alone("make", "run") if is_alone else ["make", "run"],
             cwd=copy,
             env=environment(),
             stdin=subprocess.DEVNULL,

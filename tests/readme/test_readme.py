@@ -1,7 +1,7 @@
 """What README.md shows is what happens: transcripts, configurations and Prometheus's side of it.
 
-Its tables are compared with the program in test_tables.py, its quick start in test_quick_start.py, and its
-installation in tests/packaging/test_readme_install.py.
+Its tables are compared with the program in test_tables.py, its first sections in test_quick_start.py,
+test_three_commands.py and tests/packaging/test_readme_install.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from tests.e2e.processes import MODULE, Prometheus, start_process
 from tests.readme.document import Block, blocks, difference, steps
 from tests.readme.site import PROXY, SERVE, Host, host
 
-QUICK_START = "Quick start"
-INSTALL = "Install"
+ELSEWHERE = {
+    "Quick start": "quick start",
+    "To Prometheus in three commands": "three commands",
+    "Install": "install",
+}
+"""By its section, the kind of a transcript that another file tests."""
 BLOCKS = list(blocks())
 TERMINAL_COLUMNS = 120
 PICTURE_COLUMNS = 80
@@ -34,7 +38,7 @@ PATIENCE_SECONDS = 30.0
 def kind_of(block: Block) -> str:
     """What a block is and so how it is tested; anything else is an error."""
     if block.language == "console":
-        return {QUICK_START: "quick start", INSTALL: "install"}.get(block.section, "transcript")
+        return ELSEWHERE.get(block.section, "transcript")
     if block.language == "yaml":
         keys = yaml.safe_load(block.text).keys()
         if keys <= set(WEB_KEYS):
@@ -55,8 +59,8 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
     # A kind without blocks would mean tests without cases.
     kinds = {kind_of(block) for block in BLOCKS}
     assert kinds == {
-        *("quick start", "install", "transcript", "config", "web config"),
-        *("prometheus", "picture", "synopsis"),
+        *ELSEWHERE.values(),
+        *("transcript", "config", "web config", "prometheus", "picture", "synopsis"),
     }
 
 
