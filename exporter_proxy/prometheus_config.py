@@ -141,11 +141,7 @@ def scrape_configs(config: Config, entrance: Entrance, one_job: bool = False) ->
     else:
         for exporter in config.exporters:
             lines += _job(config, entrance, exporter)
-    taken = [] if one_job else [exporter.name for exporter in config.exporters]
-    own_job = OWN_JOB if OWN_JOB not in taken else f"{OWN_JOB}_itself"
-    while own_job in taken:
-        own_job += "_"
-    lines += _job_head(config, own_job, f"{entrance.route_prefix}/metrics")
+    lines += _job_head(config, OWN_JOB, f"{entrance.route_prefix}/metrics")
     lines += ["    static_configs:", f"      - targets: {_targets(entrance)}"]
     return "\n".join(lines) + "\n"
 
@@ -156,7 +152,7 @@ def _notes(config: Config) -> list[str]:
 
 
 def _job(config: Config, entrance: Entrance, exporter: Exporter) -> list[str]:
-    lines = _job_head(config, exporter.name, entrance.route_prefix + exporter.path)
+    lines = _job_head(config, _job_name(config, exporter), entrance.route_prefix + exporter.path)
     lines += ["    static_configs:", *_static_config(exporter, entrance)]
     port = _own_port(exporter)
     if entrance.keeps_instance and port is not None and "instance" not in _labels(exporter):
@@ -167,6 +163,17 @@ def _job(config: Config, entrance: Entrance, exporter: Exporter) -> list[str]:
         else:
             lines += _relabel(["__address__"], _HOST_OF_ADDRESS, "instance", f"${{1}}:{port}")
     return lines
+
+
+def _job_name(config: Config, exporter: Exporter) -> str:
+    """The exporter's own name, unless it is that of the daemon's job, by which rules know the daemon."""
+    if exporter.name != OWN_JOB:
+        return exporter.name
+    taken = {one.name for one in config.exporters}
+    name = f"{OWN_JOB}_exporter"
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _job_of_all(config: Config, entrance: Entrance) -> list[str]:

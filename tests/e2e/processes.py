@@ -178,9 +178,21 @@ class Prometheus:
     """A Prometheus with storage and port of its own, from ``with`` to the end of the block."""
 
     def __init__(
-        self, scrape_configs: Sequence[Mapping[str, Any]], *flags: str, **global_config: Any
+        self,
+        scrape_configs: Sequence[Mapping[str, Any]],
+        *flags: str,
+        rule_files: Sequence[Path] = (),
+        alertmanager: str | None = None,
+        **global_config: Any,
     ) -> None:
-        self._config = {"global": global_config, "scrape_configs": list(scrape_configs)}
+        """``alertmanager`` is the address of one that it sends its alerts to."""
+        managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
+        self._config = {
+            "global": global_config,
+            "scrape_configs": list(scrape_configs),
+            "rule_files": [str(file) for file in rule_files],
+            "alerting": {"alertmanagers": managers},
+        }
         self._flags = flags
 
     def __enter__(self) -> Self:
@@ -219,6 +231,11 @@ class Prometheus:
     def targets(self) -> list[dict[str, Any]]:
         """The active targets, as ``/api/v1/targets`` has them."""
         found: list[dict[str, Any]] = self._ask("targets", state="active")["activeTargets"]
+        return found
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that are pending or firing: labels, annotations, state."""
+        found: list[dict[str, Any]] = self._ask("alerts")["alerts"]
         return found
 
     def query(self, expression: str) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 
 from exporter_proxy.reasons import DENIAL_STATUS, SCRAPE_ERROR_STATUS
 from tests.daemon import proxied, wait_until
-from tests.e2e.processes import listening_port, start_process
+from tests.e2e.alertmanager import Alertmanager
 from tests.packaging.artefacts import PACKAGING, needs
 
 PROMETHEUS = PACKAGING / "prometheus"
@@ -126,42 +125,12 @@ SENT = {
 }
 
 
-def ask(url: str, alerts: list[dict[str, Any]] | None = None) -> Any:
-    body = None if alerts is None else json.dumps(alerts).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        content = response.read()
-    return json.loads(content) if content else None
-
-
-def test_a_proxy_that_is_down_is_one_message(tmp_path: Path) -> None:
-    config = yaml.safe_load(ALERTMANAGER.read_text())
-    for receiver in config["receivers"]:
-        receiver["webhook_configs"] = [{"url": "http://127.0.0.1:1/"}]  # nothing leaves this host
-    (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(config))
-    process = start_process(
-        [
-            "prometheus-alertmanager",
-            f"--config.file={tmp_path / 'alertmanager.yml'}",
-            f"--storage.path={tmp_path}",
-            "--web.listen-address=127.0.0.1:0",
-            "--cluster.listen-address=",
-        ]
-    )
-    try:
-        url = f"http://127.0.0.1:{listening_port(process)}/api/v2/alerts"
-        posted = [*INHIBITED.values(), *SENT.values()]
-        ask(url, posted)
-        shown: list[dict[str, Any]] = []
-
-        def all_are_there() -> bool:
-            shown[:] = ask(url)
-            return len(shown) == len(posted)
-
-        wait_until(all_are_there, "Alertmanager showed all alerts", timeout_seconds=10.0)
-        inhibited = [one["labels"] for one in shown if one["status"]["inhibitedBy"]]
+def test_a_proxy_that_is_down_is_one_message() -> None:
+    posted = [*INHIBITED.values(), *SENT.values()]
+    with Alertmanager(ALERTMANAGER) as alertmanager:
+        alertmanager.post(posted)
+        are_there = f"Alertmanager showed all {len(posted)} alerts"
+        wait_until(lambda: len(alertmanager.alerts()) == len(posted), are_there, timeout_seconds=10.0)
+        inhibited = [one["labels"] for one in alertmanager.alerts() if one["status"]["inhibitedBy"]]
         by_labels = {json.dumps(labels, sort_keys=True) for labels in inhibited}
         assert by_labels == {json.dumps(one["labels"], sort_keys=True) for one in INHIBITED.values()}
-    finally:
-        process.kill()
-        process.wait()

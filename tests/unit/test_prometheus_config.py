@@ -155,11 +155,20 @@ pushprox:
     assert reachable(config()) == config()
 
 
-def test_the_daemons_job_never_has_the_name_of_another() -> None:
-    text = "exporters: {exporter_proxy: {url: 'http://127.0.0.1:1/'}, exporter_proxy_itself: {url: 'http://127.0.0.1:2/'}}"
-    document = yaml.safe_load(scrape_configs(parse_config(text.encode(), "x"), entrance()))
-    names = [job["job_name"] for job in document["scrape_configs"]]
-    assert names == ["exporter_proxy", "exporter_proxy_itself", "exporter_proxy_itself_"]
+def test_the_daemons_job_has_the_name_that_rules_know_and_no_exporters_job_has_it() -> None:
+    own, other = "exporter_proxy", "exporter_proxy_exporter"
+    text = f"exporters: {{{own}: {{url: 'http://127.0.0.1:1/'}}, {other}: {{url: 'http://127.0.0.1:2/'}}}}"
+    jobs = yaml.safe_load(scrape_configs(parse_config(text.encode(), "x"), entrance()))["scrape_configs"]
+    assert [(job["job_name"], job["metrics_path"]) for job in jobs] == [
+        (f"{other}_", f"/{own}/metrics"),
+        (other, f"/{other}/metrics"),
+        (own, "/metrics"),
+    ]
+    assert [job["static_configs"][0].get("labels") for job in jobs] == [
+        {"exporter": own},
+        {"exporter": other},
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
