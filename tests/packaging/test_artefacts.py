@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from tests.daemon import REPOSITORY
 from tests.e2e.processes import listening_port
 from tests.fakes.exporter import FakeExporter
-from tests.packaging.artefacts import PACKAGING, build, only, tracked
+from tests.packaging.artefacts import BUILD_SECONDS, PACKAGING, build, only, tracked
 from tests.wire import CONNECTION_CLOSE, Wire, request
 
 PATIENCE_SECONDS = 60.0
@@ -175,6 +175,28 @@ def test_the_pins_are_what_pyproject_asks_for() -> None:
         assert pins[dependency.name.lower().replace("_", "-")] in dependency.specifier, (
             f"run `make lock`: {dependency}"
         )
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="pins are made with the oldest Python")
+def test_locking_what_is_pinned_gives_the_same_pins(dist: Path, tmp_path: Path) -> None:
+    """Where there are no other wheels to choose from than those that the build has brought here."""
+    assert dist.is_dir()
+    pins = {name: (PACKAGING / name).read_bytes() for name in ("requirements.txt", "requirements-build.txt")}
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for wheel in (REPOSITORY / "build/wheels").glob("*.whl"):
+        if any(hashlib.sha256(wheel.read_bytes()).hexdigest().encode() in text for text in pins.values()):
+            (wheels / wheel.name).symlink_to(wheel)
+    copy = tmp_path / "packaging"
+    shutil.copytree(PACKAGING, copy, ignore=shutil.ignore_patterns("__pycache__", "requirements*"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    subprocess.run(
+        [sys.executable, copy / "lock.py"],
+        env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull},
+        check=True,
+        timeout=BUILD_SECONDS,
+    )
+    assert {name: (copy / name).read_bytes() for name in pins} == pins
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
