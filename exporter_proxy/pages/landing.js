@@ -240,6 +240,7 @@ function daemonFacts(daemon, now) {
 function showDaemon(daemon, now) {
   setLink(byId("metrics"), daemon.links.metrics);
   setLink(byId("scrapes"), daemon.links.exporters);
+  setLink(byId("targets"), daemon.links.targets);
   const facts = daemonFacts(daemon, now).flatMap(([term, value]) => [
     element("dt", { textContent: term }),
     element("dd", {}, value),
@@ -282,9 +283,11 @@ async function ask() {
   throw new Error(`The answer was ${answer.status}; trying again.`);
 }
 
+// What was known stays to be seen, but no green promises that it is still so.
 function showTrouble(text) {
   setText(byId("trouble"), text);
   byId("trouble").hidden = text === "";
+  if (text) byId("summary").className = "unknown";
 }
 
 // The data, or else why there is none.

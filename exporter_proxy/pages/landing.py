@@ -166,7 +166,8 @@ def _daemon_lines(daemon: Values) -> Iterator[str]:
     for certificate in daemon["certificates"]:
         days = certificate["days_left"]
         yield f"certificate ({certificate['kind']}): until {certificate['not_after']}, {days} d left"
-    yield f"own metrics: {daemon['metrics_path']}; recent scrapes: {daemon['exporters_path']}"
+    paths = {"own metrics": "metrics", "recent scrapes": "exporters", "targets for Prometheus": "targets"}
+    yield "; ".join(f"{what}: {daemon[f'{page}_path']}" for what, page in paths.items())
 
 
 def _ago(then: str, now: str) -> str:

@@ -157,9 +157,14 @@ def _daemon(proxy: Proxy, running: Running, shows_details: bool, now: float) -> 
             for kind, not_after in running.certificate_expiries.items()
         ],
         "pushprox": _pushprox(proxy.pushprox, shows_details) if proxy.pushprox is not None else [],
-        "links": {"metrics": _link(base, "metrics"), "exporters": _link(base, "-/exporters")},
+        "links": {
+            "metrics": _link(base, "metrics"),
+            "exporters": _link(base, "-/exporters"),
+            "targets": _link(base, "-/sd"),
+        },
         "metrics_path": f"{config.route_prefix}/metrics",
         "exporters_path": f"{config.route_prefix}/-/exporters",
+        "targets_path": f"{config.route_prefix}/-/sd",
     }
 
 

@@ -99,9 +99,17 @@ class FileUpstream(httpx.AsyncBaseTransport):
             and_others = f" (and {others} more)" if others else ""
             raise ScrapeError(
                 Reason.STALE,
-                f"{oldest.path}{and_others} was written {age:.0f} s ago, over max_age ({max_age:g} s); "
+                f"{oldest.path}{and_others} was written {_span(age)} ago, over max_age ({_span(max_age)}); "
                 "does what writes it still run?",
             )
+
+
+def _span(seconds: float) -> str:
+    """A time for people, in the largest unit of which there are two."""
+    for unit, unit_seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds // unit_seconds:.0f} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def read_files(source: FileSource, max_bytes: int) -> list[ReadFile]:

@@ -155,7 +155,9 @@ def test_an_old_file_is_stale(daemon: Daemon, directory: Path) -> None:
     now = time.time()
     os.utime(directory / "b.prom", (now, now - 7200))
     os.utime(directory / "c.prom", (now, now - 3700))
-    refused(daemon, "stale", f"{directory}/b.prom (and 1 more)", "720", "max_age (3600 s)", exporter="young")
+    refused(
+        daemon, "stale", f"{directory}/b.prom (and 1 more)", "2 h ago", "max_age (60 min)", exporter="young"
+    )
     daemon.get("/x/metrics").expect_ok()
     mtimes = {
         dict(labels)["file"]: value

@@ -312,22 +312,22 @@ def links_of(reply: Reply) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "page", "links"),
     [
-        ([], "/", ["./x/metrics", "./metrics", "./-/exporters"]),
-        (["--web.route-prefix=/p"], "/p/", ["./x/metrics", "./metrics", "./-/exporters"]),
+        ([], "/", ["./x/metrics", "./metrics", "./-/exporters", "./-/sd"]),
+        (["--web.route-prefix=/p"], "/p/", ["./x/metrics", "./metrics", "./-/exporters", "./-/sd"]),
         (
             ["--web.external-url=https://example.org/vm1/"],
             "/vm1/",
-            ["/vm1/x/metrics", "/vm1/metrics", "/vm1/-/exporters"],
+            ["/vm1/x/metrics", "/vm1/metrics", "/vm1/-/exporters", "/vm1/-/sd"],
         ),
         (
             ["--web.external-url=https://example.org/vm1", "--web.route-prefix=/"],
             "/",
-            ["/vm1/x/metrics", "/vm1/metrics", "/vm1/-/exporters"],
+            ["/vm1/x/metrics", "/vm1/metrics", "/vm1/-/exporters", "/vm1/-/sd"],
         ),
         (
             ["--web.external-url=https://example.org:8443", "--web.route-prefix=/p"],
             "/p/",
-            ["/x/metrics", "/metrics", "/-/exporters"],
+            ["/x/metrics", "/metrics", "/-/exporters", "/-/sd"],
         ),
     ],
 )
@@ -338,4 +338,7 @@ def test_links_are_below_the_external_url_or_relative(flags: list[str], page: st
         daemon.get(f"{prefix}/x/metrics").expect_ok(PAGE)
         table = daemon.get(page).expect_ok().body.decode()
         assert f"  {prefix}/x/metrics\n" in table
-        assert table.endswith(f"\nown metrics: {prefix}/metrics; recent scrapes: {prefix}/-/exporters\n")
+        assert table.splitlines()[-1] == (
+            f"own metrics: {prefix}/metrics; recent scrapes: {prefix}/-/exporters; "
+            f"targets for Prometheus: {prefix}/-/sd"
+        )

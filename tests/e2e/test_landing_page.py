@@ -32,6 +32,7 @@ ROW = """
     const row = [...document.querySelectorAll('#exporters tbody tr')].find(
         (row) => row.querySelector('th a')?.textContent === arguments[0]);
 """
+GROUND_OF_SUMMARY = "return document.querySelector('#summary').className"
 WIDTHS = (1200, 360)
 
 
@@ -235,12 +236,17 @@ def test_a_daemon_that_is_gone_is_noticed_and_one_that_is_back_too(chromium: Chr
         config = {"listen": f"127.0.0.1:{port}", "exporters": {"x": {"url": exporter.url()}}}
         with Daemon(config) as daemon:
             chromium.open(f"{daemon.url}/")
-            chromium.wait_for_text("#summary", "never scraped")
+            daemon.get("/x/metrics").expect_ok()
+            chromium.wait_for_text("#summary", "The exporter answers")
             assert chromium.text("#trouble") == ""
+            assert chromium.run(GROUND_OF_SUMMARY) == "up"
         chromium.wait_for_text("#trouble", "exporter_proxy does not answer")
-        assert "never scraped" in chromium.text("#summary"), "what was known stays to be seen"
-        with Daemon(config):
+        assert "answers" in chromium.text("#summary"), "what was known stays to be seen"
+        assert chromium.run(GROUND_OF_SUMMARY) == "unknown", "but nothing says that all is well"
+        with Daemon(config) as daemon:
             wait_until(lambda: chromium.text("#trouble") == "", "it was back", 15.0)
+            daemon.get("/x/metrics").expect_ok()
+            wait_until(lambda: chromium.run(GROUND_OF_SUMMARY) == "up", "all was well again", 15.0)
     chromium.complaints()
 
 
@@ -274,7 +280,7 @@ def test_a_certificate_that_is_due_is_seen(chromium: Chromium, tmp_path: Path) -
         chromium.open(f"{daemon.url}/")
         chromium.wait_for_text("#summary", "a certificate (exporter_client) expires within 3 d")
         assert re.search(r"renew exporter_client: until [\d-]{10}, 2 days left", chromium.text("#daemon"))
-        assert chromium.run("return document.querySelector('#summary').className") == "slow"
+        assert chromium.run(GROUND_OF_SUMMARY) == "slow"
     assert chromium.complaints() == []
 
 
@@ -312,7 +318,8 @@ def test_roles_and_names_are_those_of_a_table_with_a_status(
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Chromium, site: Site) -> None:
     show(chromium, site)
     reached = []
-    for _ in range(3 + len(NAMES)):
+    pages = ["Own metrics", "Recent scrapes (JSON)", "Targets for Prometheus (JSON)"]
+    for _ in range(len(pages) + 1 + len(NAMES)):
         chromium.press(TAB)
         text, outline = chromium.run(
             "const at = document.activeElement; const style = getComputedStyle(at);"
@@ -320,7 +327,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Chromiu
         )
         reached.append(text)
         assert outline >= 2, f"{text} does not show that it has the focus"
-    assert reached == ["Own metrics", "Recent scrapes (JSON)", "Pause", *NAMES]
+    assert reached == [*pages, "Pause", *NAMES]
 
 
 # -- What it can't be made to do
