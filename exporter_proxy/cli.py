@@ -37,7 +37,9 @@ class NoConfigError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     parser = _parser()
-    options = parser.parse_args(_normalised(sys.argv[1:] if arguments is None else arguments))
+    options, unknown = parser.parse_known_args(_normalised(sys.argv[1:] if arguments is None else arguments))
+    if unknown:
+        options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = options.run(options)
     except ConfigError as error:
@@ -67,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="exporter_proxy",
         description="Every Prometheus exporter of this host behind one port.",
-        epilog="Without a command, serve. Try: exporter_proxy serve --discover",
+        epilog="Without a command, serve. Try: exporter_proxy serve --discover, or for a command's flags "
+        "exporter_proxy COMMAND --help",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"exporter_proxy {__version__}")
@@ -81,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="no config: serve the exporters found on this host, on 127.0.0.1:9099",
     )
-    serve.add_argument("--web.listen-address", dest="listen", action="append", default=[], metavar="ADDR")
+    serve.add_argument(
+        "--web.listen-address",
+        dest="listen",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="where to listen, given once for each address; default: listen of the configuration",
+    )
     _add_route_prefix(serve)
     serve.add_argument(
         "--web.external-url",
@@ -93,12 +103,22 @@ def _parser() -> argparse.ArgumentParser:
         "--web.enable-lifecycle", dest="lifecycle", action="store_true", help="allow POST /-/reload"
     )
     serve.add_argument(
-        "--log.level", dest="log_level", default="info", choices=("debug", "info", "warn", "error")
+        "--log.level",
+        dest="log_level",
+        default="info",
+        choices=("debug", "info", "warn", "error"),
+        help="least severe lines of the daemon's own log; default: info",
     )
-    serve.add_argument("--log.format", dest="log_format", default="logfmt", choices=("logfmt", "json"))
+    serve.add_argument(
+        "--log.format",
+        dest="log_format",
+        default="logfmt",
+        choices=("logfmt", "json"),
+        help="of the daemon's own log; default: logfmt",
+    )
     serve.set_defaults(run=_serve)
 
-    check = commands.add_parser("check", help="check the configuration", allow_abbrev=False)
+    check = commands.add_parser("check", help="list every mistake of the configuration", allow_abbrev=False)
     _add_config_file(check)
     _add_web_config_file(check)
     check.set_defaults(run=_check)
@@ -127,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     scrape.set_defaults(run=_scrape)
     _add_prometheus_config(commands)
     _add_import(commands)
+    for command in commands.choices.values():
+        command.set_defaults(command=command)  # its usage is what helps with an argument that it has not
     return parser
 
 
@@ -227,7 +249,7 @@ def _config_file(options: argparse.Namespace) -> str:
             return candidate
     raise NoConfigError(
         f"no configuration: there is neither {' nor '.join(DEFAULT_CONFIG_FILES)}; name one with "
-        "--config.file, or try what is on this host: exporter_proxy serve --discover"
+        "--config.file, or have one made of what is on this host: exporter_proxy discover --write=config.yml"
     )
 
 
@@ -280,10 +302,12 @@ def _discover(options: argparse.Namespace) -> int:
 
     found = asyncio.run(discover_once.find(options.ask_all))
     if options.write is not None:
-        done = discover_once.write(found, options.write)
+        done = discover_once.write(found, options.write, options.ask_all)
         print(done, file=sys.stdout if options.format is None else sys.stderr)
         if options.format is None:
             return 0
+    elif not found:
+        print(f"exporter_proxy: {discover_once.none_found(options.ask_all)}", file=sys.stderr)
     print(discover_once.FORMATS[options.format or "config"](found), end="")
     return 0
 

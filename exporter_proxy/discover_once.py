@@ -38,7 +38,14 @@ async def find(ask_all: bool) -> list[FoundExporter]:
         print(_ERASE_LINE, end="", file=sys.stderr, flush=True)
 
 
-def write(found: Sequence[FoundExporter], file: str) -> str:
+def none_found(asked_all: bool) -> str:
+    """What to say where nothing was found."""
+    if asked_all:
+        return "no exporter was found, and every socket of this host was asked"
+    return "no exporter was found; --all asks every socket of this host, not only those like exporters'"
+
+
+def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
     """Add what is new to the configuration ``file``, or create it; one line that says what was done.
 
     An exporter is known where an entry asks the same port of the same address, be the path another
@@ -46,7 +53,7 @@ def write(found: Sequence[FoundExporter], file: str) -> str:
     """
     if not os.path.lexists(file):
         if not found:
-            raise ConfigError([Problem(file, None, None, "", "not created: no exporter was found")])
+            raise ConfigError([Problem(file, None, None, "", f"not created: {none_found(asked_all)}")])
         _replace(file, config_text(found).encode())
         return f"{file}: created with {_names(found)}"
     data = read_file(file, "--write")
@@ -113,4 +120,5 @@ def _replace(file: str, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise ConfigError([Problem(file, None, None, "", f"not written: {error.strerror}")]) from None
+        why = error.strerror if path.parent.is_dir() else f"there is no directory {path.parent}"
+        raise ConfigError([Problem(file, None, None, "", f"not written: {why}")]) from None

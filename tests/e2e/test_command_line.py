@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from exporter_proxy import __version__
+from exporter_proxy.cli import DEFAULT_CONFIG_FILES
 from tests.daemon import REPOSITORY, Daemon
 from tests.e2e.processes import MODULE, serving
 from tests.fakes.exporter import FakeExporter, close, head, pause, respond, send, stall
@@ -127,6 +128,28 @@ def test_usage_errors_are_status_2(tmp_path: Path, arguments: tuple[str, ...]) -
     last = result.stderr.splitlines()[-1]
     assert last.startswith("exporter_proxy")
     assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_flag_gets_the_usage_of_its_command(tmp_path: Path) -> None:
+    result = run(tmp_path, "check", "--web.enable-lifecycle")
+    assert result.stderr.startswith("usage: exporter_proxy check [-h] [--config.file FILE]")
+    assert result.stderr.endswith(
+        "exporter_proxy check: error: unrecognized arguments: --web.enable-lifecycle\n"
+    )
+
+
+@pytest.mark.skipif(
+    Path(DEFAULT_CONFIG_FILES[1]).exists(), reason=f"this host has an {DEFAULT_CONFIG_FILES[1]}"
+)
+@pytest.mark.parametrize("command", ["", "serve", "check", "scrape x", "prometheus-config"])
+def test_without_any_config_one_line_says_how_to_come_by_one(tmp_path: Path, command: str) -> None:
+    result = run(tmp_path, *command.split())
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(
+        r"exporter_proxy: no configuration: there is neither config\.yml nor /etc/\S+; .* "
+        r"exporter_proxy discover --write=config\.yml\n",
+        result.stderr,
+    )
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "scrape x"])

@@ -132,6 +132,35 @@ def test_all_asks_also_where_no_exporter_is_to_be_expected(tmp_path: Path) -> No
     assert asked == ["/metrics"]
 
 
+NONE_FOUND = "no exporter was found; --all asks every socket of this host, not only those like exporters'"
+ALL_ASKED = "no exporter was found, and every socket of this host was asked"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed", "said", "status"),
+    [
+        (["--format=table"], "NAME  URL  PID  PROCESS\n", f"exporter_proxy: {NONE_FOUND}\n", 0),
+        (["--format=json", "--all"], "[]\n", f"exporter_proxy: {ALL_ASKED}\n", 0),
+        (["--write=new.yml"], "", f"new.yml: not created: {NONE_FOUND}\n", 1),
+    ],
+)
+def test_on_a_host_without_exporters_it_says_so_and_what_to_try(
+    tmp_path: Path, arguments: list[str], printed: str, said: str, status: int
+) -> None:
+    skip_without_own_network()
+    result = subprocess.run(
+        alone(*MODULE, "discover", *arguments),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (result.stdout, result.stderr, result.returncode) == (printed, said, status)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_terminal_shows_progress_on_one_line_and_then_nothing_of_it(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with Exporter("node_exporter"):
@@ -236,7 +265,7 @@ def test_a_file_that_cannot_be_added_to_stays_as_it_is(tmp_path: Path, text: str
 def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with Exporter("node_exporter"):
         result = discover(tmp_path, "--write=no/config.yml", status=1)
-    assert result.stderr == "no/config.yml: not written: No such file or directory\n"
+    assert result.stderr == f"no/config.yml: not written: there is no directory {tmp_path.resolve()}/no\n"
 
 
 def test_usage(tmp_path: Path) -> None:
