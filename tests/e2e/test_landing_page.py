@@ -318,7 +318,7 @@ def test_roles_and_names_are_those_of_a_table_with_a_status(
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Chromium, site: Site) -> None:
     show(chromium, site)
     reached = []
-    pages = ["Own metrics", "Recent scrapes (JSON)", "Targets for Prometheus (JSON)"]
+    pages = ["Own metrics", "Recent scrapes (JSON)", "Targets (JSON)"]
     for _ in range(len(pages) + 1 + len(NAMES)):
         chromium.press(TAB)
         text, outline = chromium.run(
