@@ -95,6 +95,15 @@ class Chromium:
             lambda: text in self.text(selector), f"{selector} said {text!r}: {self.text('body')}", 15.0
         )
 
+    def sticking_out(self) -> list[str]:
+        """The elements that end to the right of the window; the hidden head of a table may."""
+        found = self.run(
+            "return [...document.querySelectorAll('body *')].filter((one) =>"
+            " one.closest('thead') === null && one.getBoundingClientRect().right > innerWidth)"
+            ".map((one) => one.outerHTML)"
+        )
+        return [str(one) for one in found]
+
     def devtools(self, command: str, **parameters: Any) -> Any:
         """A command of the DevTools protocol."""
         body = {"cmd": command, "params": parameters}

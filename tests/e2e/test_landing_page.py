@@ -18,8 +18,7 @@ import trustme
 
 from tests.daemon import Daemon, wait_until
 from tests.e2e.chromium import Chromium
-from tests.e2e.processes import listening_port, start_process
-from tests.fakes.exporter import PAGE, Connection, FakeExporter, head, pause, respond, wait_for
+from tests.fakes.exporter import PAGE, FakeExporter, pause, respond, wait_for
 from tests.fakes.ports import refusing_port, reserved_port
 
 # Chromium, its driver and the daemon share two cores with whatever else runs.
@@ -68,22 +67,6 @@ def site() -> Iterator[Site]:
         for name in ("up", "down", "hostile", "flaky") * 6:
             daemon.get(f"/{name}/metrics")
         yield Site(daemon, slow_may_end)
-
-
-@pytest.fixture(scope="module")
-def running_chromium() -> Iterator[Chromium]:
-    with Chromium() as chromium:
-        yield chromium
-
-
-@pytest.fixture
-def chromium(running_chromium: Chromium) -> Chromium:
-    """One browser for all tests, as wide as a desk's, in light colours."""
-    running_chromium.resize(1200)
-    running_chromium.prefer(prefers_color_scheme="light", prefers_reduced_motion="no-preference")
-    running_chromium.open("about:blank")
-    running_chromium.complaints()
-    return running_chromium
 
 
 def show(chromium: Chromium, site: Site) -> None:
@@ -158,12 +141,7 @@ def test_it_fits_the_screen_in_both_schemes(
     chromium.prefer(prefers_color_scheme=scheme)
     show(chromium, site)
     chromium.screenshot(tmp_path / f"{scheme}-{width}.png")
-    sticking_out = chromium.run(
-        "return [...document.querySelectorAll('body *')].filter((one) =>"
-        " one.closest('thead') === null && one.getBoundingClientRect().right > innerWidth)"
-        ".map((one) => one.outerHTML)"
-    )
-    assert sticking_out == []
+    assert chromium.sticking_out() == []
     assert chromium.run("return document.documentElement.scrollWidth") == width
     grounds = chromium.run(
         "return ['background-color', 'color'].map("
@@ -372,90 +350,3 @@ def test_the_policy_stops_what_a_hole_in_the_page_would_allow(
         return any(complaint in text for text in complaints)
 
     wait_until(is_stopped, f"{complaint} was complained of", 5.0)
-
-
-# -- Behind another proxy
-
-NGINX = """
-daemon off;
-worker_processes 1;
-pid {directory}/pid;
-error_log {directory}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location /vm1/ {{
-            auth_request /ldap;
-            error_page 403 =302 http://127.0.0.1:{port}/sign-in;
-            proxy_pass {daemon};
-        }}
-        location = /ldap {{
-            internal;
-            proxy_pass {directory_service}/;
-        }}
-    }}
-}}
-"""
-
-
-class DirectoryService:
-    """What stands for the LDAP helper that nginx asks: it knows one user, until it knows nobody."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-
-    def answer(self, connection: Connection) -> None:
-        shown = connection.request.header("authorization")
-        no_body = ("Content-Length", "0")
-        if not self.is_open:
-            connection.send(head(403, [no_body]))
-        elif shown == "Basic b3BzOnMzY3IzdA==":  # ops:s3cr3t
-            connection.send(head(200, [no_body]))
-        else:
-            connection.send(head(401, [no_body, ("WWW-Authenticate", 'Basic realm="LDAP"')]))
-
-
-@pytest.mark.parametrize("is_prefix_kept", [False, True])
-def test_behind_nginx_and_ldap(chromium: Chromium, tmp_path: Path, is_prefix_kept: bool) -> None:
-    """Below a path, for those who sign in: once nginx takes the path off, once it leaves it there."""
-    service = DirectoryService()
-    with ExitStack() as stack:
-        port = stack.enter_context(reserved_port())
-        flags = [f"--web.external-url=http://127.0.0.1:{port}/vm1/"]
-        flags += [] if is_prefix_kept else ["--web.route-prefix=/"]
-        exporter = stack.enter_context(FakeExporter())
-        directory_service = stack.enter_context(FakeExporter([service.answer]))
-        daemon = stack.enter_context(Daemon({"exporters": {"x": {"url": exporter.url()}}}, *flags))
-        (tmp_path / "nginx.conf").write_text(
-            NGINX.format(
-                directory=tmp_path,
-                port=port,
-                daemon=daemon.url + ("" if is_prefix_kept else "/"),
-                directory_service=directory_service.url(""),
-            )
-        )
-        nginx = start_process(
-            ["nginx", "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log")]
-        )
-        stack.callback(nginx.wait)
-        stack.callback(nginx.terminate)
-        assert listening_port(nginx) == port
-
-        chromium.open(f"http://ops:s3cr3t@127.0.0.1:{port}/vm1/")
-        chromium.wait_for_text("#summary", "never scraped")
-        assert chromium.run("return document.querySelector('tbody th a').href") == (
-            f"http://127.0.0.1:{port}/vm1/x/metrics"
-        )
-        chromium.run("document.querySelector('tbody th a').click()")
-        chromium.wait_for_text("body", "fake_up 1")
-        chromium.open(f"http://127.0.0.1:{port}/vm1/")
-        chromium.wait_for_text("#summary", "exporter answers")
-        service.is_open = False
-        chromium.wait_for_text("#trouble", "You may have been signed out: reload this page.")
