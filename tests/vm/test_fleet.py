@@ -35,7 +35,11 @@ class Fleet:
             "exporter_proxy_install_method": "wheelhouse",
             "exporter_proxy_wheelhouse": str(release.wheelhouse),
             "exporter_proxy_prometheus_addresses": [SCRAPER],
-            "exporter_proxy_exporters": EXPORTERS,
+            "exporter_proxy_exporters": {
+                **EXPORTERS,
+                "node_exporter": {**EXPORTERS["node_exporter"], "labels": {"team": "infra"}},
+            },
+            "prometheus_targets_labels": {"datacentre": "fra1"},
             "prometheus_targets_address": "{{ guest_address }}",
         }
 
@@ -172,11 +176,25 @@ def test_a_second_run_changes_nothing(fleet: Fleet, prometheus: None, record_pro
     assert {recap.changed for recap in played.recaps.values()} == {0}
 
 
+def test_labels_of_hosts_and_exporters_are_on_the_series(fleet: Fleet, prometheus: None) -> None:
+    fleet.wait_for_count('node_load1{team="infra", datacentre="fra1", exporter="node_exporter"}', HOSTS)
+    fleet.wait_for_count('up{datacentre="fra1", team=""}', HOSTS * len(EXPORTERS))
+
+
+def test_the_daemons_own_series_name_the_exporters_that_they_are_about(
+    fleet: Fleet, prometheus: None
+) -> None:
+    for exporter in EXPORTERS:
+        own = f'exporter_proxy_scrapes_total{{job="exporter_proxy", exporter="{exporter}"}}'
+        fleet.wait_for_count(f"count by (instance) ({own})", HOSTS)
+    assert not fleet.query('{exported_exporter!=""}')
+
+
 def test_an_exporter_more_is_one_line_in_one_place(
     fleet: Fleet, prometheus: None, record_property: Record
 ) -> None:
     fleet.variables["exporter_proxy_exporters"] = {
-        **EXPORTERS,
+        **fleet.variables["exporter_proxy_exporters"],
         "again": {"url": "http://127.0.0.1:9100/metrics"},
     }
     played = fleet.roll_out("--extra-vars={rollout_batches: ['100%']}")
