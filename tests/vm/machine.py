@@ -11,6 +11,7 @@ from typing import Any
 from tests.vm.guest import Guest
 from tests.vm.lab import SCRAPER, Lab
 from tests.vm.play import Played, play
+from tests.vm.rootfs import SPARE_DIRECTORY
 
 REFUSED_BY_FIREWALL = 28
 """curl's exit status where nothing answers: a dropped packet gets no answer at all."""
@@ -35,8 +36,8 @@ class Machine:
     guest: Guest
     directory: Path
 
-    def play(self, variables: dict[str, Any], *arguments: str) -> Played:
-        return play(self.lab, self.directory, variables, *arguments)
+    def play(self, variables: dict[str, Any], *arguments: str, **more: Any) -> Played:
+        return play(self.lab, self.directory, variables, *arguments, **more)
 
     def curl(
         self,
@@ -74,7 +75,16 @@ class Machine:
 
     def running_version(self, **more: Any) -> str:
         """As the daemon itself says."""
-        found = re.search(r'exporter_proxy_build_info\{.*version="([^"]+)"', self.scrape("/metrics", **more))
+        return self._build_info("version", **more)
+
+    def running_python(self) -> str:
+        """The version of the interpreter that the daemon runs on."""
+        return self._build_info("python")
+
+    def _build_info(self, label: str, **more: Any) -> str:
+        found = re.search(
+            rf'exporter_proxy_build_info\{{.*\b{label}="([^"]+)"', self.scrape("/metrics", **more)
+        )
         assert found is not None
         return found[1]
 
@@ -88,6 +98,10 @@ class Machine:
 
     def has_user(self) -> bool:
         return self.guest.run("getent", "passwd", "exporter_proxy", check=False).returncode == 0
+
+    def install_spare_packages(self) -> None:
+        """What a host has whose administrator has installed ``SPARE_PACKAGES``."""
+        self.guest.run("sh", "-c", f"dpkg --install {SPARE_DIRECTORY}/*.deb")
 
     def write(self, path: str, text: str) -> None:
         self.guest.run("sh", "-c", 'cat >"$1"', "sh", path, stdin=text)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,8 @@ def play(
     *arguments: str,
     playbook: str = "",
     groups: dict[str, Any] | None = None,
+    umask: int = -1,
+    killed_after: str = "",
 ) -> Played:
     """Play the role, or another playbook, in the lab's network; ``variables`` are the group's.
 
@@ -115,6 +119,8 @@ def play(
         arguments: further ones of ansible-playbook.
         playbook: the name of another one than the role's own.
         groups: further groups of the inventory.
+        umask: of ansible-playbook, and so of root on the guests; -1: that of this process.
+        killed_after: the name of a task; as soon as that has changed something, the play is no more.
     """
     inventory = json.loads(lab.write_inventory().read_text())
     inventory["exporter_proxy"]["vars"] = variables
@@ -122,7 +128,7 @@ def play(
     (directory / "inventory.yml").write_text(json.dumps(inventory, indent=2))
     (directory / "site.yml").write_text(SITE)
     begun = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.Popen(
         lab.command(
             str(tool("ansible-playbook")),
             f"--inventory={directory / 'inventory.yml'}",
@@ -133,9 +139,42 @@ def play(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-        timeout=PLAY_SECONDS,
         env=environment(directory),
+        umask=umask,
+        process_group=0,
     )
-    print(done.stdout)
-    return Played(done.returncode, done.stdout, time.monotonic() - begun)
+    alarm = threading.Timer(PLAY_SECONDS, kill_group, [process])
+    alarm.start()
+    try:
+        output = _read_output(process, killed_after)
+    finally:
+        alarm.cancel()
+        kill_group(process)
+        process.wait()
+    print(output)
+    return Played(process.returncode, output, time.monotonic() - begun)
+
+
+def _read_output(process: subprocess.Popen[str], killed_after: str) -> str:
+    """All that it says, until it ends by itself or is to be killed."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    task = ""
+    with process.stdout as stdout:
+        for line in stdout:
+            lines.append(line)
+            task = line if line.startswith("TASK [") else task
+            if killed_after and f" : {killed_after}]" in task and line.startswith("changed:"):
+                kill_group(process)
+                break
+    if not killed_after:
+        process.wait()
+    return "".join(lines)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End it and all that it has started, here and on the guests, at once."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all of it has ended

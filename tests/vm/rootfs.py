@@ -1,7 +1,8 @@
 """Root file systems of guests: made once per Debian release and list of packages, then kept in a cache.
 
-Guests never install a package themselves: what a test needs inside is in ``PACKAGES``. The trees are only
-ever read (guests write to an overlay); how they are booted is ``guest.py``'s.
+Guests reach no package archive: what a test needs inside is in ``PACKAGES``, or in ``SPARE_PACKAGES`` for
+``dpkg`` to install. The trees are only ever read (guests write to an overlay); how they are booted is
+``guest.py``'s.
 """
 
 from __future__ import annotations
@@ -22,12 +23,21 @@ PACKAGES = (
     *("nftables", "ufw", "firewalld"),
     *("prometheus-node-exporter", "prometheus-blackbox-exporter", "prometheus-process-exporter"),
 )
+SPARE_PACKAGES = ("python3-venv",)
+"""Not installed, as on most hosts: they lie in ``SPARE_DIRECTORY``, with what they depend on."""
+SPARE_DIRECTORY = "/srv/packages"
 DPKG_OPTIONS = ("force-unsafe-io", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/doc/*")
 # All three firewalls are there and none is on; a test turns on the one that it is about. Kernel modules are
 # no business of a guest that shares its kernel.
 SETUP = (
     'chroot "$1" systemctl --quiet disable firewalld nftables ufw'
     ' && chroot "$1" systemctl --quiet mask systemd-modules-load'
+)
+DOWNLOAD = (
+    f'mkdir --parents "$1{SPARE_DIRECTORY}/partial"'
+    ' && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet --quiet --yes --download-only'
+    f' --no-install-recommends --option=Dir::Cache::Archives="$1{SPARE_DIRECTORY}"'
+    f" install {' '.join(SPARE_PACKAGES)}"
 )
 
 
@@ -47,7 +57,7 @@ def rootfs(suite: str) -> Path:
     Raises:
         subprocess.CalledProcessError: mmdebstrap failed; its messages went to standard error.
     """
-    recipe = "\n".join([suite, *PACKAGES, *DPKG_OPTIONS, SETUP])
+    recipe = "\n".join([suite, *PACKAGES, *DPKG_OPTIONS, SETUP, DOWNLOAD])
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     target = cache_directory() / f"{suite}-{key}"
     with (cache_directory() / f"{suite}.lock").open("w") as lock:
@@ -70,7 +80,7 @@ def _make(suite: str, directory: Path) -> None:
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--quiet"),
             f"--include={','.join(PACKAGES)}",
             *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
-            f"--customize-hook={SETUP}",
+            *(f"--customize-hook={hook}" for hook in (SETUP, DOWNLOAD)),
             *(suite, str(directory)),
         ],
         check=True,
