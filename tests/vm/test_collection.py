@@ -13,6 +13,7 @@ from tests.vm.play import COLLECTION, collections_path, environment, tool
 from tests.vm.releases import REPOSITORY
 
 ROLES = ("exporter_proxy", "prometheus_targets")
+UNITS = ("exporter_proxy.service", "exporter_proxy.socket", "exporter_proxy.service.d/30-command.conf")
 LINT_SECONDS = 300
 
 
@@ -55,8 +56,8 @@ def test_the_archive_has_the_units_themselves(tmp_path: Path) -> None:
     )
     (archive,) = tmp_path.glob("exporter_proxy-fleet-*.tar.gz")
     with tarfile.open(archive) as opened:
-        for name in ("exporter_proxy.service", "exporter_proxy.socket"):
-            packed = opened.extractfile(f"roles/exporter_proxy/files/{name}")
+        for name in UNITS:
+            packed = opened.extractfile(f"roles/exporter_proxy/files/{Path(name).name}")
             assert packed is not None
             assert packed.read() == (REPOSITORY / "packaging/systemd" / name).read_bytes()
         assert opened.getmember("plugins/modules/scrape_port.py").isfile()
