@@ -157,7 +157,8 @@ def _last_line(text: str, key: yaml.Node | None) -> int:
         if len(flow_styles) == 1 and key is not None and (is_leaf or is_end):
             if is_reading:
                 break
-            is_reading = _place(event) == _place(key)
+            # The end of a block before it is where the key begins, too.
+            is_reading = is_leaf and _place(event) == _place(key)
     return int(last)
 
 

@@ -29,6 +29,9 @@ def add(text: str, *additions: Addition) -> str:
         "exporters:\n  q: |\n    text\n    b\n@# z\nlisten: y\n",
         "--- # d\nexporters:\n  a: {url: x}\n@...\n",
         "\ufeffexporters:\n  a: {url: x}\n@",
+        "access_log:\n  format: json\nexporters:\n  a: {url: x}\n@",
+        "access_log:\n  format: json\n\n# b\nexporters:\n  a:\n    env:\n      A: b\n@error_log:\n  path: x\n",
+        "listen:\n- x\nexporters:\n  a:\n    command:\n    - x\n@pushprox:\n  fqdn: x\n",
     ],
 )
 def test_lines_are_added_at_the_end_of_the_section(text: str) -> None:
