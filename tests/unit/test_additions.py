@@ -30,7 +30,7 @@ def add(text: str, *additions: Addition) -> str:
         "--- # d\nexporters:\n  a: {url: x}\n@...\n",
         "\ufeffexporters:\n  a: {url: x}\n@",
         "access_log:\n  format: json\nexporters:\n  a: {url: x}\n@",
-        "access_log:\n  format: json\n\n# b\nexporters:\n  a:\n    env:\n      A: b\n@error_log:\n  path: x\n",
+        "access_log:\n  path: x\n\n# b\nexporters:\n  a:\n    env:\n      A: b\n@error_log:\n  path: x\n",
         "listen:\n- x\nexporters:\n  a:\n    command:\n    - x\n@pushprox:\n  fqdn: x\n",
     ],
 )
