@@ -257,6 +257,6 @@ def test_new_exporters_are_added_beside_other_kinds(site: Site, tmp_path: Path) 
     shutil.copy(site.daemon.directory / "config.yml", config)
     before = yaml.safe_load(config.read_text())["exporters"]
     found = FoundExporter("command", "http://127.0.0.1:9100/metrics", 9100, None, None)
-    assert "added 1 exporter: command_9100" in write([found], str(config))
+    assert "added 1 exporter: command_9100" in write([found], str(config), asked_all=False)
     after = yaml.safe_load(config.read_text())["exporters"]
     assert after == {**before, "command_9100": {"url": found.url}}

@@ -39,6 +39,7 @@ SAME_BYTES = f"{ARTEFACTS}::test_two_builds_give_the_same_bytes"
 
 USES: dict[str, Use] = {
     "Containerfile": Use(f"{CONTAINER}::test_what_it_copies_is_built_by_make_dist"),
+    "MIGRATION.md": Use("tests/readme/test_migration.py::test_from_exporter_exporter"),
     "README.md": Use("tests/packaging/test_packaging_readme.py::test_the_alerts_are_all_there"),
     "dist.py": Use(SAME_BYTES),
     "python_packages.py": Use(f"{ARTEFACTS}::test_the_wheel_has_the_package_and_nothing_else", "dist.py"),
