@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,17 +30,7 @@ from tests.e2e.processes import (
     start_process,
 )
 from tests.e2e.test_import import samples
-from tests.readme.document import (
-    README,
-    Block,
-    Step,
-    blocks,
-    code_words,
-    difference,
-    sections,
-    steps,
-    tables,
-)
+from tests.readme.document import README, Block, Step, blocks, code_words, difference, sections, steps, tables
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
 pytestmark = pytest.mark.needs_prometheus
@@ -241,9 +232,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    with ExitStack() as stack:
-        yield Place(tmp_path, stack)
+def place() -> Iterator[Place]:
+    """In a directory with a short name: how lists are laid out goes by the length of what is in them."""
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        yield Place(Path(directory), stack)
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
