@@ -17,7 +17,7 @@ from typing import cast
 import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
-from exporter_proxy.upstreams.tls import Tls, rest_of
+from exporter_proxy.upstreams.tls import NO_PROPER_END, Tls, rest_of
 
 READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
@@ -224,9 +224,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _truncated(self, how: str) -> ScrapeError:
         of = f" of {self.content_length}" if self.content_length is not None else ""
+        is_of_unknown_length = self._unparsed_bytes and self.content_length is None
+        advice = NO_PROPER_END if is_of_unknown_length and how == "closed" else "see its own log"
         return ScrapeError(
             Reason.TRUNCATED,
-            f"{self._backend} {how} the connection after {self._body_bytes}{of} body bytes; see its own log",
+            f"{self._backend} {how} the connection after {self._body_bytes}{of} body bytes; {advice}",
         )
 
     def _take_unparsed(self, data: Chunk) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 HANDSHAKE_SECONDS = 10.0
 """As long as Prometheus waits for a handshake of its own; most scrapes have given up before."""
 
+NO_PROPER_END = "without TLS's close_notify there may be more: it has to send that, or a Content-Length"
+"""Of a body that lasts until the connection closes, cut in any way but by a reset."""
+
 # Numbers of OpenSSL's x509_vfy.h.
 _EXPIRED = 10
 _NOT_YET_VALID = 9
