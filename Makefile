@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types check run bench dist lock vm-test
+.PHONY: help setup test lint types check run bench faults dist lock vm-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ run: ## serve the exporters of this host, or a demo exporter, on 127.0.0.1:9099
 
 bench: setup ## CPU per scrape beside nginx and others
 	.venv/bin/python -m tests.bench
+
+faults: setup ## who holds what a scrape proxy owes to each message, beside nginx and others
+	.venv/bin/python -m tests.faults
 
 dist: setup ## wheel, sdist, wheelhouse and Debian packages, into dist/
 	rm -rf dist
