@@ -17,7 +17,7 @@ from typing import cast
 import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
-from exporter_proxy.upstreams.tls import NO_PROPER_END, Tls, rest_of
+from exporter_proxy.upstreams.tls import NO_PROPER_END, Tls, hand_over_rest
 
 READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
@@ -183,7 +183,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = True
         has_said_all = error is None
         if self._tls is not None and has_said_all and not self._is_complete and self._error is None:
-            has_said_all = self._take_rest()
+            # uvloop drops it where the connection ends while reading is paused. RFC 9112 section 9.8: only a
+            # close_notify makes a body whole that lasts until the connection closes.
+            has_said_all = hand_over_rest(self._transport.get_extra_info("ssl_object"), self.data_received)
         if not self._is_complete and self._error is None:
             if not self._is_head_complete:
                 self._error = self._ended_before_head(error)
@@ -194,18 +196,6 @@ class UpstreamConnection(asyncio.Protocol):
                 self._error = self._truncated("reset" if error else "closed")
         self._parser = None
         self._wake()
-
-    def _take_rest(self) -> bool:
-        """Take what TLS has received and not handed over; whether a close_notify was its end.
-
-        uvloop drops it where the connection ends while reading is paused. RFC 9112 section 9.8: only after
-        a close_notify is a body whole that lasts until the connection closes.
-        """
-        parts, has_said_all = rest_of(self._transport.get_extra_info("ssl_object"))
-        for part in parts:
-            if not self._is_complete:
-                self.data_received(part)
-        return has_said_all
 
     def _ended_before_head(self, error: Exception | None) -> ScrapeError:
         if error is None and self._head_bytes:

@@ -6,6 +6,7 @@ The rules come from ``credentials.py``; shaking hands is the event loop's busine
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 
 HANDSHAKE_SECONDS = 10.0
@@ -102,14 +103,13 @@ class Tls:
         return f"{backend} wants a client certificate; set tls.cert_file and tls.key_file"
 
 
-def rest_of(received: ssl.SSLObject) -> tuple[list[bytes], bool]:
-    """What can still be read of an ended connection, and whether a close_notify is its end."""
-    parts: list[bytes] = []
+def hand_over_rest(received: ssl.SSLObject, take: Callable[[bytes], None]) -> bool:
+    """Give ``take`` what can still be read of an ended connection; whether a close_notify is its end."""
     try:
         while part := received.read(_READ_BYTES):
-            parts.append(part)
+            take(part)
     except ssl.SSLZeroReturnError:
-        return parts, True
+        return True
     except ssl.SSLError:
-        return parts, False
-    return parts, True
+        return False
+    return True

@@ -109,3 +109,10 @@ def test_a_body_with_an_end_of_its_own_needs_no_other(
         "chunks": head(200, [("Transfer-Encoding", CHUNKED)]) + chunk(b"x" * size) * bool(size) + LAST_CHUNK,
     }
     assert scrape(answer[framing], close(), size, tls, loop) == (size, "")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_comes_after_a_body_is_not_of_it(loop: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """Not even where body and surplus are found together, after the connection's end."""
+    answer = head(200, [("Content-Length", str(PAUSING))]) + b"x" * PAUSING + head(200) * 100
+    assert scrape(answer, end(), PAUSING, tls, loop) == (PAUSING, "")
