@@ -37,6 +37,20 @@ def daemon(standing: tuple[Daemon, FakeExporter], exporter: FakeExporter) -> Dae
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """A test fails by what it did to the event loop of any daemon, the shared one included."""
+    try:
+        result = yield
+    except BaseException:
+        for daemon in STARTED:
+            daemon.holds.take()  # or the next test would have to answer for it
+        raise
+    for daemon in STARTED:
+        daemon.holds.check()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -19,6 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.exporter import FakeExporter, Script
+from tests.held import Holds, watching
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
 REPOSITORY = Path(__file__).parent.parent
@@ -62,8 +63,13 @@ class Daemon:
         environment: Mapping[str, str] | None = None,
         launcher: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        is_watched: bool = True,
     ) -> None:
-        """``launcher`` goes before the command, and has to exec it; ``pass_fds`` stay open in it."""
+        """``launcher`` goes before the command, and has to exec it; ``pass_fds`` stay open in it.
+
+        ``is_watched``: whatever holds its event loop fails the test, see ``tests/loopwatch``.
+        """
+        self._is_watched = is_watched
         self._config = config
         self._arguments = arguments
         self._launcher = launcher
@@ -81,12 +87,15 @@ class Daemon:
         self._directory = tempfile.TemporaryDirectory(prefix="exporter_proxy-")
         self.directory = Path(self._directory.name)
         listening = self.write_config(self._config)
+        watched = self.directory / ".loopwatch"
+        self.holds = Holds(watched)
+        watch = watching(watched) if self._is_watched else {"PYTHONPATH": str(REPOSITORY)}
         serve = [sys.executable, "-m", "exporter_proxy", "serve", "--config.file=config.yml"]
         self.process = subprocess.Popen(
             [*self._launcher, *serve, *self._arguments],
             cwd=self.directory,
             pass_fds=self._pass_fds,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **self._environment},
+            env={**os.environ, **watch, **self._environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -120,6 +129,8 @@ class Daemon:
         self._discard()
         if hung and failure is None:
             raise DaemonFailed(f"it did not stop at a second SIGTERM\n{self.log_tail()}")
+        if failure is None:
+            self.holds.check()
 
     def write_config(self, config: str | Mapping[str, Any]) -> int:
         """Write ``config.yml`` (for the next reload) and say how many addresses it listens on."""
@@ -291,6 +302,7 @@ class Daemon:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+        self.holds.read()
         self._directory.cleanup()
 
 

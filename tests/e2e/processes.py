@@ -21,7 +21,8 @@ from typing import IO, Any, Self
 import pytest
 import yaml
 
-from tests.daemon import REPOSITORY, wait_until
+from tests.daemon import wait_until
+from tests.held import Holds, watching
 
 MODULE = [sys.executable, "-m", "exporter_proxy"]
 START_SECONDS = 20.0
@@ -159,16 +160,19 @@ def serving(directory: Path, *arguments: str) -> Iterator[int]:
     """The daemon with exactly these arguments, in ``directory``; gives its port.
 
     For what ``tests.daemon.Daemon`` cannot do: it needs the daemon's log, in logfmt on standard error.
-    What the process prints goes to the file ``output``. It has to stop with status 0.
+    What the process prints goes to the file ``output``. It has to stop with status 0, and nothing may have
+    held its event loop.
     """
+    watched = directory / ".loopwatch"
     with (directory / "output").open("wb") as output:
         process = start_process(
-            ["env", f"--chdir={directory}", *MODULE, *arguments], {"PYTHONPATH": str(REPOSITORY)}, output
+            ["env", f"--chdir={directory}", *MODULE, *arguments], watching(watched), output
         )
     try:
         yield listening_port(process)
         process.terminate()
         assert process.wait(STOP_SECONDS) == 0, (directory / "output").read_text()
+        Holds(watched).check()
     finally:
         process.kill()
         process.wait()
