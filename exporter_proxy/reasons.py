@@ -7,6 +7,7 @@ that what a person sees with curl can be grepped in the log and graphed.
 
 from __future__ import annotations
 
+import encodings.unicode_escape  # noqa: F401 - by printable(), which must not read it from a disk amid scrapes
 from enum import StrEnum
 
 

@@ -15,6 +15,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import httpx
 
@@ -38,6 +39,7 @@ WATCH_SECONDS = 1.0
 """How often the files are looked at; a change is acted on once they have been quiet for as long."""
 NAMES_IN_LOG = 20
 
+T = TypeVar("T")
 LoadConfig = Callable[[], Awaitable[Config]]
 
 
@@ -68,13 +70,17 @@ class Reloader:
         self._lock = asyncio.Lock()
         self.when_in_force: Callable[[Running], None] = lambda running: None
         """Told of each configuration that has come into force."""
-        self._background: set[asyncio.Task[object]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     async def reload(self) -> tuple[str, ...]:
         """Load, validate and build, then swap in one assignment; any failure changes nothing.
 
-        Returns the problems, empty where the new configuration is in force.
+        Returns the problems, empty where the new configuration is in force. One that has begun is
+        finished, even if whoever asked for it leaves: its files are being opened in a thread.
         """
+        return await asyncio.shield(self._spawn(self._reload()))
+
+    async def _reload(self) -> tuple[str, ...]:
         async with self._lock, self._systemd.during_reload():
             proxy, old = self._proxy, self._proxy.running.config
             problems = await self._replace(self._load)
@@ -155,7 +161,7 @@ class Reloader:
             sys.setswitchinterval(usual_interval)
             gc.enable()
         try:
-            self._reopen_error_log(running.config)
+            await self._reopen_error_log(running.config)
         except StartError:
             new, old = running.access_log, previous.access_log
             if new is not None and (old is None or new[1] is not old[1]):
@@ -172,19 +178,20 @@ class Reloader:
         self.when_in_force(running)
         gc.freeze()
 
-    def _reopen_error_log(self, config: Config) -> None:
+    async def _reopen_error_log(self, config: Config) -> None:
         writer = self._log.writer
         path = config.error_log_path or STDERR
         if writer.path == path:
             writer.reopen()
         else:
-            self._log.writer = open_log(path)
+            self._log.writer = await asyncio.to_thread(open_log, path)
             writer.close(timeout_seconds=0)
 
-    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+    def _spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 def open_log(path: str, on_trouble: Callable[[str], None] | None = None) -> LogWriter:
@@ -227,6 +234,9 @@ def _pushprox(config: Config) -> PushProxInForce | None:
     section = config.pushprox
     if section is None:
         return None
+    # Read from its files here, in a reload's thread; most hosts can be reached and never need it.
+    import exporter_proxy.pushprox  # noqa: F401, PLC0415
+
     try:
         credentials = read_credentials(section)
         is_tls = any(url.scheme == "https" for url in section.proxies)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -41,12 +40,12 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
         headers[0] = (b"Content-Type", JSON.encode())
         parts = _json_parts(values)
     elif kind == HTML:
-        page = _page()
+        page = await _page()
         headers += [
             (b"Content-Security-Policy", page.policy.encode()),
             (b"Referrer-Policy", b"no-referrer"),
         ]
-        parts = iter((page.before, _escaped(text_of(values)), page.after))
+        parts = iter((page.before, page.escape(text_of(values)), page.after))
     else:
         parts = iter((text_of(values),))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -203,9 +202,12 @@ def _share(hour: dict[str, int]) -> str:
 
 
 class _Page:
-    """The page around the place where the table goes for those who run no scripts."""
+    """The page around the place where the table goes for those who run no scripts. Made of files."""
 
     def __init__(self) -> None:
+        from html import escape  # noqa: PLC0415 - its entities are 200 KiB, for the first browser to pay
+
+        self.escape = escape
         this = Path(__file__)
         skeleton, style, script = (
             this.with_suffix(suffix).read_text("utf-8") for suffix in (".html", ".css", ".js")
@@ -227,17 +229,16 @@ class _Page:
         )
 
 
-def _escaped(text: str) -> str:
-    from html import escape  # noqa: PLC0415 - its entities are 200 KiB, for the first browser to pay
-
-    return escape(text)
-
-
 def _hash_source(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-@functools.cache
-def _page() -> _Page:
-    return _Page()
+_made: list[_Page] = []
+
+
+async def _page() -> _Page:
+    """The same for everybody; made for the first who asks, in a thread, since scrapes wait for no disk."""
+    if not _made:
+        _made[:] = [await asyncio.to_thread(_Page)]
+    return _made[0]

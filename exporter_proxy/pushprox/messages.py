@@ -7,6 +7,7 @@ by the letter of RFC 9112 is refused whole, as it would be on a connection.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -63,9 +64,9 @@ def parse_request(raw: bytes) -> PushedRequest:
 
 
 def format_response(
-    request: PushedRequest, status: int, headers: Headers, body: bytes, seconds_left: float
-) -> bytes:
-    """A whole response for a push.
+    request: PushedRequest, status: int, headers: Headers, body: Sequence[bytes], seconds_left: float
+) -> list[bytes]:
+    """A whole response for a push, in parts: to put megabytes together would hold up scrapes.
 
     ``seconds_left`` is how long the proxy may wait for the scraper to take it. Headers that the
     proxy would take for its own are left out of ``headers``, and the length is the body's own: the
@@ -76,12 +77,12 @@ def format_response(
     lines.append(b"X-Prometheus-Scrape-Timeout-Seconds: %.3f" % seconds_left)
     lines += [name + b": " + value for name, value in headers if name.lower() not in _FOR_THE_PROXY]
     if request.method == "HEAD":
-        body = b""  # the proxy reads it as the answer to a GET: a length would make it wait for a body
+        body = ()  # the proxy reads it as the answer to a GET: a length would make it wait for a body
     if status in _NO_BODY:
-        body = b""
+        body = ()
     else:
-        lines.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join((*lines, b"", body))
+        lines.append(b"Content-Length: %d" % sum(map(len, body)))
+    return [b"\r\n".join((*lines, b"", b"")), *body]
 
 
 def _phrase(status: int) -> bytes:

@@ -7,6 +7,7 @@ what fails half-way becomes a status where on a connection it would be a cut.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from exporter_proxy.app import PUSHPROX, App
@@ -46,9 +47,9 @@ class Answer:
         self._held = held
 
     @property
-    def body(self) -> bytes:
-        """All of it."""
-        return b"".join(self._parts)
+    def body(self) -> Sequence[bytes]:
+        """All of it, in parts."""
+        return self._parts
 
     async def send(self, message: dict[str, Any]) -> None:
         """ASGI. A second start replaces what came before. Raises ScrapeError where there is no room."""

@@ -7,6 +7,7 @@ resolved: a name that starts to resolve elsewhere cannot lead a scrape there.
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401 - by sockets, for every host; read from a disk by the first scrape otherwise
 import errno
 import socket
 import time

@@ -101,6 +101,10 @@ class UpstreamConnection(asyncio.Protocol):
         Raises ScrapeError: ``connect`` where the connection ends first, ``protocol`` where it
         is not valid HTTP/1, ``too_large`` where the headers are.
         """
+        self._begin(head, is_head_request)
+        await self._until_head()
+
+    def _begin(self, head: bytes, is_head_request: bool) -> None:
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         self.status = 0
@@ -115,6 +119,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.closed:
             raise self._ended_before_head(None)
         self._transport.write(head)
+
+    async def _until_head(self) -> None:
         while not self._is_head_complete and self._error is None:
             await self._wait()
         if not self._is_head_complete and self._error is not None:

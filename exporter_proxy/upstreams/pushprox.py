@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from exporter_proxy import __version__
@@ -27,6 +27,8 @@ ANSWER_SECONDS = 30.0
 KEEP_IDLE_SECONDS = 15.0
 """A router that forgets a connection tells nobody, and what is pushed there is lost: no old one is used."""
 MAX_IDLE = 8
+WRITE_BYTES = 256 * 1024
+"""Of an answer at once: to encrypt more would hold up scrapes."""
 
 PROBE_IDLE_SECONDS = 30
 PROBE_INTERVAL_SECONDS = 5
@@ -58,6 +60,34 @@ class Answer(NamedTuple):
 
 
 class _Connection(UpstreamConnection):
+    _is_writing_paused = False
+
+    async def post(self, head: bytes, body: Iterable[bytes]) -> None:
+        """As ``ask``; ``body`` goes out as fast as it is taken, and no further once there is an answer."""
+        self._begin(head, is_head_request=False)
+        for part in body:
+            for at in range(0, len(part), WRITE_BYTES):
+                while self._is_writing_paused and not self._is_answered:
+                    await self._wait()
+                if self._is_answered:
+                    self._is_reusable = False  # it has not had all that was announced
+                    break
+                self._transport.write(memoryview(part)[at : at + WRITE_BYTES])
+        await self._until_head()
+
+    @property
+    def _is_answered(self) -> bool:
+        return self._is_head_complete or self._error is not None
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: more waits to be sent than it likes."""
+        self._is_writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self._is_writing_paused = False
+        self._wake()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         super().connection_made(transport)
@@ -89,10 +119,10 @@ class ProxyLink:
 
         ``when_sent`` is called once the proxy has been asked.
         """
-        return await self._post(b"/poll", fqdn.encode(), when_sent)
+        return await self._post(b"/poll", [fqdn.encode()], when_sent)
 
-    async def push(self, response: bytes) -> Answer:
-        """Deliver a raw response. Raises LinkError. How long it may take is for the caller to limit."""
+    async def push(self, response: Sequence[bytes]) -> Answer:
+        """Deliver a raw response, in parts. Raises LinkError. How long it takes is the caller's to limit."""
         return await self._post(b"/push", response)
 
     def close(self) -> None:
@@ -101,17 +131,19 @@ class ProxyLink:
         while self._idle:
             self._idle.pop().abort()
 
-    async def _post(self, path: bytes, body: bytes, when_sent: Callable[[], None] | None = None) -> Answer:
+    async def _post(
+        self, path: bytes, body: Sequence[bytes], when_sent: Callable[[], None] | None = None
+    ) -> Answer:
         head = (
             b"POST %b%b HTTP/1.1\r\n%bContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
-            % (self._prefix, path, self._headers, len(body))
+            % (self._prefix, path, self._headers, sum(map(len, body)))
         )
         try:
             connection = self._take_idle() or await self._connect()
             try:
                 if when_sent is not None:
                     when_sent()
-                await connection.ask(head + body, is_head_request=False)
+                await connection.post(head, body)
                 async with asyncio.timeout(ANSWER_SECONDS):
                     answer = Answer(connection.status, await self._read_body(connection))
             except BaseException:

@@ -130,7 +130,7 @@ def test_a_response_carries_the_id_the_time_left_and_its_own_length() -> None:
         (b"X-Other", b"1"),
         (b"X-Other", b"2"),
     ]
-    head, body = read(format_response(parse_request(RAW), 200, headers, b"a 1\n", 1.23456))
+    head, body = read(b"".join(format_response(parse_request(RAW), 200, headers, [b"a ", b"1\n"], 1.23456)))
     assert (head.status_code, head.reason, body) == (200, b"OK", b"a 1\n")
     assert list(head.headers) == [
         (b"id", b"0af1"),
@@ -148,7 +148,8 @@ def test_a_response_carries_the_id_the_time_left_and_its_own_length() -> None:
 )
 def test_a_response_has_a_body_where_it_may(method: str, status: int, length: bytes | None) -> None:
     request = request_for("http://vm1:9099/x/metrics", method)
-    head, body = read(format_response(request, status, [(b"Content-Length", b"4")], b"a 1\n", 1.0))
+    parts = format_response(request, status, [(b"Content-Length", b"4")], [b"a 1\n"], 1.0)
+    head, body = read(b"".join(parts))
     assert head.status_code == status
     assert dict(head.headers).get(b"content-length") == length
     assert body == (b"a 1\n" if length == b"4" else b"")
