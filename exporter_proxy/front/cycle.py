@@ -41,7 +41,9 @@ class Cycle:
         "_added_headers",
         "_done",
         "_flow",
+        "_has_begun",
         "_head",
+        "_is_cancelled",
         "_is_chunked",
         "_is_close_delimited",
         "_left_bytes",
@@ -84,9 +86,24 @@ class Cycle:
         self._is_close_delimited = False
         self._sends_body = True
         self._left_bytes = 0
+        self._has_begun = False
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """End what ``run`` does.
+
+        A task that is cancelled before its first step takes none at all: the request would be recorded
+        nowhere, and the task be waited for at every stop. So ``run`` begins, and then ends.
+        """
+        self._is_cancelled = True
+        if self._has_begun and self.task is not None:
+            self.task.cancel()
 
     async def run(self, app: Callable[..., Any]) -> None:
         """Have ``app`` answer; an answer that it does not complete is cut off."""
+        self._has_begun = True
+        if self._is_cancelled and self.task is not None:
+            self.task.cancel()
         try:
             await app(self.scope, self.receive, self.send)
         except (ResponseAborted, ScraperGone, asyncio.CancelledError):

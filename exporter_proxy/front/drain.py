@@ -30,8 +30,8 @@ async def drain(
     for listener in listeners:
         listener.give_up()
     for connection in list(front.connections):
-        if connection.cycle is not None and connection.cycle.task is not None:
-            connection.cycle.task.cancel()
+        if connection.cycle is not None:
+            connection.cycle.cancel()
     for task in front.detached:
         task.cancel()
     tasks = front.uvicorn_state.tasks
@@ -69,6 +69,8 @@ async def _wait_for_answers(front: FrontState, deadline: float, stop_now: asynci
     """Until nothing is being answered, the time is over, or a second signal comes."""
     tasks = front.uvicorn_state.tasks
     second_signal = asyncio.ensure_future(stop_now.wait())
-    while tasks and not second_signal.done() and (left := deadline - time.monotonic()) > 0:
-        await asyncio.wait({*tasks, second_signal}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-    second_signal.cancel()
+    try:
+        while tasks and not second_signal.done() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait({*tasks, second_signal}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        second_signal.cancel()

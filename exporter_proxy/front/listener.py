@@ -131,6 +131,7 @@ class Listener:
         task = state.loop.create_task(self._serve(connection, remote, accepted_at, limits.allow_clients))
         self._admitting[task] = accepted_at
         task.add_done_callback(lambda done: self._admitting.pop(done, None))
+        task.add_done_callback(lambda done: _close_if_not_begun(done, connection))
 
     def _admitted(self) -> int:
         return len(self._state.connections) + len(self._admitting)
@@ -144,15 +145,19 @@ class Listener:
     ) -> None:
         state = self._state
         tls = state.ssl_context
+        protocol = ScraperProtocol(state, accepted_at, admitted_by)
         try:
             await state.loop.connect_accepted_socket(
-                lambda: ScraperProtocol(state, accepted_at, admitted_by),
+                lambda: protocol,
                 connection,
                 ssl=tls,
                 ssl_handshake_timeout=state.limits.read_header_timeout_seconds if tls else None,
             )
         except (OSError, asyncio.CancelledError) as error:
             connection.close()
+            if protocol in state.connections:
+                # Given up in the very turn in which it was established: uvloop tells nobody of its end.
+                protocol.connection_lost(None)
             denied = _handshake_problem(error)
             if denied is None:
                 state.log.debug("connection not established", error=repr(error))
@@ -197,14 +202,21 @@ class Listener:
         task = state.loop.create_task(self._tell(connection, denied))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+        task.add_done_callback(lambda done: _close_if_not_begun(done, connection))
 
     async def _tell(self, connection: socket.socket, denied: Denied) -> None:
         try:
             await self._state.loop.connect_accepted_socket(
                 lambda: RefusingProtocol(self._state, denied), connection
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             connection.close()
+
+
+def _close_if_not_begun(task: asyncio.Task[None], connection: socket.socket) -> None:
+    """One that is cancelled before its first step has no chance to do it itself."""
+    if task.cancelled():
+        connection.close()
 
 
 def _handshake_problem(error: BaseException) -> Denied | None:

@@ -104,7 +104,7 @@ class ScraperProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.is_complete and cycle.task is not None:
             cycle.exchange.client_gone = True
-            cycle.task.cancel()
+            cycle.cancel()
         self.cycle = None  # it holds this protocol: freed now, not when the collector comes round
         self.pipeline.clear()
         self.flow.resume_writing()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,63 +21,12 @@ import trustme
 
 from exporter_proxy.reasons import Reason
 from exporter_proxy.upstreams import connect
+from tests.cancelling import GONE_SECONDS, TIMINGS, Cancellation, count_steps, until_closed
 from tests.fakes.origin import Answer, Origin, Visit, chunked, hang, response, say, unanswering
 from tests.inprocess import LOOPS, Answered, Parts, open_descriptors, parts, run, until
 
 PAGE = b"# TYPE x gauge\nx 1\n"
 BIG = b"x_total 12345678\n" * 30_000
-GONE_SECONDS = 1.0
-"""How soon a scraper's leaving must have ended everything."""
-
-
-@dataclass
-class Cancellation:
-    """When to cancel: at the given suspension, counted from 1.
-
-    ``with_result``: not while the scrape waits, but at the moment when what it waits for is there, so
-    that the result is on its way to a task that will not take it.
-    """
-
-    at: int
-    with_result: bool = False
-    turns: int = 0
-    """How many turns of the loop later than that."""
-    happened: bool = False
-
-    @types.coroutine
-    def drive(self, scrape: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Run ``scrape`` as its task would, and cancel the task at that suspension."""
-        task = asyncio.current_task()
-        assert task is not None
-        suspensions = 0
-        step: Callable[[], Any] = lambda: scrape.send(None)  # noqa: E731
-        while True:
-            try:
-                waited_for = step()
-            except StopIteration as end:
-                return end.value
-            suspensions += 1
-            if suspensions == self.at:
-                self.happened = True
-                if self.with_result and waited_for is not None:
-                    waited_for.add_done_callback(lambda _: task.cancel())
-                else:
-                    cancel_after(self.turns, task)
-            try:
-                result = yield waited_for
-            except BaseException as error:
-                step = lambda failure=error: scrape.throw(failure)  # type: ignore[misc]  # noqa: E731
-            else:
-                step = lambda value=result: scrape.send(value)  # type: ignore[misc]  # noqa: E731
-
-
-def cancel_after(turns: int, task: asyncio.Task[Any]) -> None:
-    """Cancel the task when the loop has turned so often; one that has ended by then is left alone."""
-    loop = asyncio.get_running_loop()
-    if turns:
-        loop.call_soon(cancel_after, turns - 1, task)
-    else:
-        loop.call_soon(task.cancel)
 
 
 async def slow_big_answer(visit: Visit) -> None:
@@ -203,36 +151,6 @@ async def cancel_one(
         await check_nothing_is_left(made, origin, tasks)
     await until(lambda: asyncio.all_tasks() == tasks, "no task is left", GONE_SECONDS)
     await until_closed(descriptors, str(log))
-
-
-async def until_closed(before: dict[str, str], log: str) -> None:
-    """Every descriptor opened since is closed but the log's, which is another test's business."""
-
-    def further() -> dict[str, str]:
-        return {
-            number: to for number, to in open_descriptors().items() if before.get(number) != to and to != log
-        }
-
-    with contextlib.suppress(AssertionError):
-        await until(lambda: not further(), "all is closed", GONE_SECONDS)
-    assert not further()
-
-
-async def count_steps(
-    scenario: Callable[[Cancellation], Coroutine[Any, Any, None]], with_result: bool = False
-) -> int:
-    """Cancel one suspension later each time, until it is too late; says how many there are."""
-    async with Origin(hang):
-        pass  # a loop's first server has uvloop open a spare descriptor for good
-    for at in range(1, 1000):
-        cancellation = Cancellation(at, with_result)
-        await scenario(cancellation)
-        if not cancellation.happened:
-            return at - 1
-    raise AssertionError("it never completes")
-
-
-TIMINGS = pytest.mark.parametrize("with_result", [False, True], ids=["while it waits", "with the result"])
 
 
 @TIMINGS
@@ -370,6 +288,7 @@ def test_the_scrapers_connection_ends_at_any_turn_of_the_loop(
             writer.transport.abort()
             await until(lambda: not made.front.connections, "the connection is gone", GONE_SECONDS)
             await check_nothing_is_left(made, origin, tasks)
+            await until(lambda: not made.front.uvicorn_state.tasks, "nothing is being answered")
             assert (await answer_over_a_socket(port, made.route.path))[::2] == (200, True)
         await until_closed(before, str(tmp_path / "log"))
 
