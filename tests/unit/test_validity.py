@@ -79,7 +79,11 @@ def test_every_name_that_openssl_takes(label: str) -> None:
     assert not_after_timestamp_seconds(armoured(DER, label)) == not_after_timestamp_seconds(PEM)
 
 
-@pytest.mark.parametrize("pem", [b"", b"garbage", AUTHORITY.private_key_pem.bytes(), PEM[:-20]])
+@pytest.mark.parametrize(
+    "pem",
+    [b"", b"garbage", AUTHORITY.private_key_pem.bytes(), PEM[:-20]],
+    ids=["empty", "garbage", "key", "cut"],  # not the bytes: they are others in each process of pytest-xdist
+)
 def test_without_a_certificate_there_is_no_time(pem: bytes) -> None:
     assert not_after_timestamp_seconds(pem) is None
 
