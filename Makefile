@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types check run bench faults dist lock vm-test
+.PHONY: help setup test fuzz lint types check run bench faults dist lock vm-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -9,6 +9,10 @@ setup: ## what is missing of packages (apt) and Python environment (.venv)
 
 test: setup ## all tests; some of them: make test ARGS="-k reload"
 	.venv/bin/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+MINUTES = 15
+fuzz: setup ## tests/properties with new examples for MINUTES=15; some of them: ARGS="-k config"
+	FUZZ_MINUTES=$(MINUTES) .venv/bin/python -m pytest tests/properties -n 2 --timeout 0 $(ARGS)
 
 VM_TESTS = tests/vm
 vm-test: ## as root: Ansible's role on Debian 12 and 13 guests, and a rollout on ten of them

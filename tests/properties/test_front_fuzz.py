@@ -63,14 +63,17 @@ class Front:
         until_answered: int | None = None,
     ) -> list[Conversation]:
         async def all_of_them() -> list[Conversation]:
+            # However busy the machine is, nobody is late before having been given a word to say.
+            self._be_patient_for(PATIENT_SECONDS)
+            connected = [await self._connect() for _ in conversations]
+            self._be_patient_for(SHORT_SECONDS if until_answered is None else PATIENT_SECONDS)
             return await asyncio.gather(
-                *(self._converse(one, is_paced, until_answered) for one in conversations)
+                *(
+                    self._converse(*pair, one, is_paced, until_answered)
+                    for pair, one in zip(connected, conversations, strict=True)
+                )
             )
 
-        seconds = SHORT_SECONDS if until_answered is None else PATIENT_SECONDS
-        self.made.front.limits = replace(
-            self.made.front.limits, read_header_timeout_seconds=seconds, keep_alive_timeout_seconds=seconds
-        )
         self.asked.clear()
         self.denied.clear()
         result = self.runner.run(all_of_them())
@@ -80,17 +83,30 @@ class Front:
         assert not log, log
         return result
 
+    def _be_patient_for(self, seconds: float) -> None:
+        self.made.front.limits = replace(
+            self.made.front.limits, read_header_timeout_seconds=seconds, keep_alive_timeout_seconds=seconds
+        )
+
+    async def _connect(self) -> tuple[ScraperProtocol, socket.socket]:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        _, connection = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: ScraperProtocol(self.made.front, time.monotonic()), ours
+        )
+        return connection, theirs
+
     async def _converse(
-        self, pieces: Sequence[bytes], is_paced: bool, until_answered: int | None
+        self,
+        connection: ScraperProtocol,
+        theirs: socket.socket,
+        pieces: Sequence[bytes],
+        is_paced: bool,
+        until_answered: int | None,
     ) -> Conversation:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
         with theirs:
-            for end in (ours, theirs):
-                end.setblocking(False)
-            _, connection = await loop.connect_accepted_socket(
-                lambda: ScraperProtocol(self.made.front, time.monotonic()), ours
-            )
             for piece in pieces:
                 if not connection.transport.is_closing():
                     connection.data_received(piece)
