@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     weights = [WEIGHTS.get(item.path.stem, 1) for item in items]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for item, weight in zip(items, weights, strict=True):
-        item.stash[SECONDS] = MINUTES * 60 * workers * weight / sum(weights)
+        item.stash[SECONDS] = MINUTES * 60 * min(1.0, workers * weight / sum(weights))
 
 
 SECONDS = pytest.StashKey[float]()
