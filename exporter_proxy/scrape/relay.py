@@ -21,6 +21,9 @@ from exporter_proxy.upstreams.messages import raw_headers_of
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+MAX_AGE_SECONDS = 2**31
+"""What an Age says that is larger than can be told (RFC 9111 section 1.2.2)."""
+
 
 async def relay(
     response: httpx.Response, route: Route, exchange: Exchange, send: Send, age_seconds: int | None = None
@@ -44,10 +47,8 @@ async def relay(
         exchange.message = f"{route.backend} answered {status}"
         headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
     if age_seconds is not None:
-        age_seconds += sum(
-            int(value) for name, value in headers if name.lower() == b"age" and value.isdigit()
-        )
-        headers = [*without(b"age", headers), (b"Age", b"%d" % age_seconds)]
+        age_seconds += sum(_age_seconds(value) for name, value in headers if name.lower() == b"age")
+        headers = [*without(b"age", headers), (b"Age", b"%d" % min(age_seconds, MAX_AGE_SECONDS))]
     start = {"type": "http.response.start", "status": status, "headers": headers}
 
     stream = cast(httpx.AsyncByteStream, response.stream)
@@ -70,3 +71,10 @@ async def relay(
             await send(start)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         exchange.waiting_for_client = False
+
+
+def _age_seconds(value: bytes) -> int:
+    """How old the exporter says its answer is; 0 where that is no number."""
+    if not value.isdigit():
+        return 0
+    return int(value) if len(value) <= len(str(MAX_AGE_SECONDS)) else MAX_AGE_SECONDS

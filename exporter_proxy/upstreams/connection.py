@@ -23,6 +23,8 @@ READ_AHEAD_BYTES = 256 * 1024
 """More than this unread: reading from the exporter pauses."""
 MAX_HEAD_BYTES = 64 * 1024
 """Headers of all interim responses and of the final one together."""
+MAX_LENGTH_DIGITS = 64
+"""Of a Content-Length, which has 19 digits at most and may have zeros ahead of them."""
 
 _CLOSE_DELIMITED = sys.maxsize
 _HTTP = b"HTTP/"
@@ -352,6 +354,11 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers.append((name, value))
         size = len(name)
         if size == 14 and name.lower() == b"content-length":
+            if (
+                len(value) > MAX_LENGTH_DIGITS
+            ):  # zeros ahead; Python refuses to read them
+                self._fail_protocol(f"sent a Content-Length of {len(value)} characters")
+                return
             self.content_length = int(value)  # llhttp has seen to it that this is one number
         elif size == 17 and name.lower() == b"transfer-encoding":
             # Blanks only: behind a tab llhttp takes "chunked" for a coding it does not know.

@@ -271,6 +271,16 @@ def test_an_exporters_own_age_is_not_doubled(daemon: Daemon, exporter: FakeExpor
     assert int(age) >= 30
 
 
+@pytest.mark.parametrize("own", ["9" * 5000, str(2**63), "99999999999"])
+def test_an_age_beyond_all_bounds_is_the_greatest_that_can_be_told(
+    daemon: Daemon, exporter: FakeExporter, query: str, own: str
+) -> None:
+    """RFC 9111 section 1.2.2. Python refuses to read a number of that many digits."""
+    exporter.play(respond(200, [EXPOSITION, ("Age", own)]))
+    daemon.get(f"/x/metrics{query}").expect_ok(PAGE)
+    assert daemon.get(f"/x/metrics{query}").expect_ok(PAGE).get_all("age") == [str(2**31)]
+
+
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "sharer"])
 def test_an_http_1_0_scraper_shares_too(

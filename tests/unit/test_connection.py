@@ -219,6 +219,10 @@ BAD: dict[str, tuple[Reason, bytes]] = {
         Reason.PROTOCOL,
         OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ),
+    "a length with zeros without end ahead": (
+        Reason.PROTOCOL,
+        OK + b"Content-Length: %b5\r\n\r\nhello" % (b"0" * 5000),
+    ),
     "closed at once": (Reason.CONNECT, b""),
     "closed in the head": (Reason.PROTOCOL, OK + b"Content-Len"),
     "closed after 103": (Reason.PROTOCOL, b"HTTP/1.1 103 Early Hints\r\n\r\n"),
@@ -247,6 +251,14 @@ def test_not_a_complete_response(case: str) -> None:
     assert isinstance(outcome, ScrapeError)
     assert outcome.reason is reason
     assert "exporter:9" in outcome.message
+
+
+def test_a_length_with_zeros_without_end_is_told() -> None:
+    """Python refuses to read such a number, and nothing may be raised while llhttp parses."""
+    outcome = both_ways(OK + b"Content-Length: %b5\r\n\r\nhello" % (b"0" * 5000))
+    assert isinstance(outcome, ScrapeError)
+    assert "sent a Content-Length of 5001 characters" in outcome.message
+    assert both_ways(OK + b"Content-Length: 0005\r\n\r\nhello", is_closed=False) == Outcome(200, PAGE, True)
 
 
 @pytest.mark.parametrize("start", [b"5;x=", b"0\r\nX: "], ids=["chunk extension", "trailer"])
