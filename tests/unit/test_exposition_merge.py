@@ -44,6 +44,7 @@ def merged(*pages: str) -> str:
         (['a{x="}\n# TYPE a gauge"} 1\n', "b 1\n"], 'a{x="}\n# TYPE a gauge"} 1\nb 1\n'),
         (['{"a.b", x="1"} 1\n', '{"a.b"} 1\n'], '{"a.b", x="1"} 1\n{"a.b"} 1\n'),
         (["a 1\n\x00anything", "b 1\n"], "a 1\nb 1\n"),
+        (["# TYPE a-gauge\n# HELP bÄ.\n", "b 1\n"], "# TYPE a gauge\n# HELP b Ä.\nb 1\n"),
         (["# TYPE a gauge\n", "b 1\n"], "# TYPE a gauge\nb 1\n"),
     ],
 )

@@ -102,7 +102,9 @@ class Merger:
         return b"".join(parts)
 
     def _add_metadata(self, entry: re.Match[bytes], page: _Page) -> None:
-        word, family, text = entry["word"], entry["family"], entry["text"].strip(b" \t")
+        word, family, text = entry["word"], entry["family"], entry["text"]
+        # The scraper's lexer drops the byte behind the name of a TYPE unseen: most often it is a blank.
+        text = (text[1:] if word == b"TYPE" else text).strip(b" \t")
         self._names.setdefault(family)
         known, place = self._metadata.setdefault((word, family), (text, (page, entry.start())))
         if known != text:
