@@ -7,7 +7,7 @@ of the daemon would get, because the same code gives them.
 from __future__ import annotations
 
 import time
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Reason
-from exporter_proxy.scrape.exposition import Summary, summarise
+from exporter_proxy.scrape.exposition import Malformed, Summary, TooLarge, summarise
+from exporter_proxy.scrape.exposition.gunzip import GzipVerifier
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.upstreams import make_upstream
 
@@ -43,6 +44,7 @@ class ScrapeResult:
 
     exchange: Exchange
     url: str
+    max_decoded_bytes: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
 
@@ -74,7 +76,7 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
     proxy = Proxy(Running(config, routes, access_log=None), log, is_lifecycle_enabled=False)
     app = App(proxy)
     exchange = Exchange("-", "GET", route.path, b"", time.monotonic())
-    result = ScrapeResult(exchange, str(route.exporter.source))
+    result = ScrapeResult(exchange, str(route.exporter.source), route.exporter.max_response_bytes)
     scope = {
         "exchange": exchange,
         "address": None,
@@ -129,13 +131,34 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _decoded(result: ScrapeResult) -> bytes | None:
-    """The body without its content coding; ``None`` where Prometheus could not decode it."""
+    """The body without its content coding; ``None`` where Prometheus could not decode it or would not."""
     encoding = result.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
         return bytes(result.body)
     if encoding != "gzip":
         return None
+    page = _Page()
+    decoder = GzipVerifier(page, result.max_decoded_bytes)
     try:
-        return zlib.decompress(result.body, wbits=31)
-    except zlib.error:
+        decoder.feed(memoryview(result.body))
+        decoder.finish()
+    except (Malformed, TooLarge):
         return None
+    return bytes(page.content)
+
+
+class _Page:
+    """Keeps what a verifier would be fed."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def feed(self, chunk: bytes | memoryview) -> None:
+        self.content += chunk
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
+        self.feed(chunk)
+        return ()
+
+    def finish(self) -> None:
+        """Whatever it is."""

@@ -354,9 +354,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers.append((name, value))
         size = len(name)
         if size == 14 and name.lower() == b"content-length":
-            if (
-                len(value) > MAX_LENGTH_DIGITS
-            ):  # zeros ahead; Python refuses to read them
+            if len(value) > MAX_LENGTH_DIGITS:  # zeros ahead; Python refuses to read them
                 self._fail_protocol(f"sent a Content-Length of {len(value)} characters")
                 return
             self.content_length = int(value)  # llhttp has seen to it that this is one number

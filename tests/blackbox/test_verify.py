@@ -336,7 +336,7 @@ def scraped_once(daemon: Daemon) -> tuple[int, dict[str, str], str]:
     assert ran.stderr == ""
     assert not INVISIBLE.findall(ran.stdout.replace("\n", ""))
     *rows, last = ran.stdout.splitlines()
-    pairs = (row.partition(":") for row in rows)
+    pairs = (row.partition(":") for row in [*rows, last])
     return ran.returncode, {label: value.strip() for label, _, value in pairs}, last
 
 
@@ -357,3 +357,22 @@ def test_scrape_once_shows_what_the_exporter_sent(daemon: Daemon, exporter: Fake
     assert "does not end with # EOF" in last
     assert rows["bytes"].startswith(f"{len(PAGE)} on the wire")
     assert rows.get("content type", OPENMETRICS) == OPENMETRICS
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (zipped(b"a 1\n") + zipped(b"b 2\n"), "2 in 2 families"),
+        (zipped(b"a 1\n" * 1_000_000), None),
+        (zipped(b"a 1\n") + b"\0\0", None),
+    ],
+    ids=["members", "bomb", "padding"],
+)
+def test_scrape_once_counts_what_prometheus_would_decode(body: bytes, shown: str | None) -> None:
+    """All members of a gzip body, and nothing of one that grows over max_response_bytes."""
+    script = respond(200, [("Content-Type", TEXT), ("Content-Encoding", "gzip")], body)
+    with proxied(script, route={"max_response_bytes": "1MB"}) as (daemon, _):
+        status, rows, _ = scraped_once(daemon)
+    assert (status, rows["status"]) == (0, "200")
+    assert rows.get("series") == shown
+    assert ("decoded" in rows["bytes"]) == (shown is not None)
