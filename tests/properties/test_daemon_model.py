@@ -6,59 +6,31 @@ flight, no connection, no descriptor, no process; and it stops with status 0.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
-import socket
-import ssl
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
-import trustme
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.daemon import Daemon, wait_until
-from tests.fakes.ports import refusing_port
 from tests.properties.conftest import MINUTES
 from tests.properties.daemon_model import (
     AT_ONCE,
     DEAD,
-    GONE,
-    LOCAL,
-    LOCAL_PAGE,
     PAGES,
-    SATURATED,
-    TIMEOUT,
     WAITING,
-    Flight,
-    Model,
     Said,
-    Scrape,
-    Settings,
 )
-from tests.properties.many_exporters import CUT, SORTS, ManyExporters, Outcome, failed
-from tests.wire import Reply, Wire, request
+from tests.properties.driven_daemon import CONNECTIONS_AT_MOST, EXPORTERS, Client, DrivenDaemon, one_of
+from tests.properties.many_exporters import CUT, Outcome, failed
 
-CONNECTIONS_AT_MOST = 6
-TOKEN = ("Authorization", "Bearer right")
-A_MOMENT = ("X-Prometheus-Scrape-Timeout-Seconds", "0.3")
 BAD_CONFIGS = {
     "exporters: [\n": 1,
     "exporters: {x: {url: 'ftp://h'}}\n": 1,
@@ -72,22 +44,6 @@ MALFORMED = (
     b"\x00\x01\x02\r\n\r\n",
     b"GET /plain/metrics HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
 )
-COUNTED = tuple(
-    f"exporter_proxy_{name}"
-    for name in (
-        "connections",
-        "config_last_reload_successful",
-        "requests_denied_total",
-        "scrapes_total",
-        "scrape_errors_total",
-        "shared_scrapes_total",
-        "scrapes_in_flight",
-    )
-)
-CUT_AT_ONCE = Reply(b"", 0, "", (), b"", "reset", (), 0.0, 0.0)
-"""Of an answer that was cut not even its head need arrive."""
-EXPORTERS = (*AT_ONCE, "large", "shared", "dead", "file", "command", *WAITING)
-
 SAID = st.one_of(
     st.builds(
         Said,
@@ -117,249 +73,13 @@ IMPATIENT = st.builds(
 PICK = st.integers(0, CONNECTIONS_AT_MOST - 1)
 
 
-@dataclass(eq=False)
-class Client:
-    """A scraper's connection. ``ahead`` was sent and is yet to be answered."""
-
-    wire: Wire
-    scrape: Scrape | None = None
-    ahead: list[tuple[Said, int]] = field(default_factory=list)
-    unsent: bytes = b""
-    """The rest of a request whose beginning was sent."""
-
-
-class DaemonMachine(RuleBasedStateMachine):
+class DaemonMachine(DrivenDaemon):
     """One daemon from its start to its end."""
-
-    daemon: Daemon
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cleanup = contextlib.ExitStack()
-        self.clients: list[Client] = []
-        self.asks = 0
-
-    # The beginning
 
     @initialize(is_tls=st.booleans(), ending=st.sampled_from(["quiet", "in flight", "cut"]))
     def start(self, is_tls: bool, ending: str) -> None:
         self.ending = ending
-        self.site = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
-        (self.site / "page.prom").write_bytes(LOCAL_PAGE)
-        (self.site / "tokens").write_text("right\n")
-        self.exporters = self.cleanup.enter_context(ManyExporters())
-        dead = self.cleanup.enter_context(refusing_port())
-        urls = {sort: self.exporters.url(sort) for sort in SORTS}
-        self.model = Model({**urls, "dead": f"http://127.0.0.1:{dead}/"}, str(self.site / "page.prom"))
-        self.trusting: ssl.SSLContext | None = None
-        if is_tls:
-            self.authority = trustme.CA()
-            self.trusting = ssl.create_default_context()
-            self.authority.configure_trust(self.trusting)
-            self.certificate = self.issue()
-        daemon = Daemon(self.config(self.model.settings), "--web.enable-lifecycle")
-        self.daemon = self.cleanup.enter_context(daemon)
-        self.watch = Client(self.connect())
-        self.warm_up()
-
-    def warm_up(self) -> None:
-        """Use once what is opened when it is first used, and see what is open then."""
-        client = Client(self.connect())
-        self.clients.append(client)
-        for name in ("plain", "file", "command"):
-            self.say(client, [Said(name)])
-        self.reload("SIGHUP")
-        self.drop(client)
-        self.exporters.restart()
-        self.check_counts()
-        wait_until(lambda: not self.exporters.live_connections(), "its connections were noticed to be gone")
-        self.open_at_rest = self.descriptors()
-
-    def config(self, changed: Settings) -> dict[str, Any]:
-        section = {
-            "shutdown_timeout": "30s",
-            "read_header_timeout": "1m",
-            "access_log": {"format": "json", "path": str(self.site / "access.log")},
-            "exporters": self.model.section(changed),
-        }
-        if changed.wants_token:
-            section["bearer_tokens_file"] = str(self.site / "tokens")
-        if self.trusting is not None:
-            section["tls"] = {"certfile": str(self.site / "cert.pem"), "keyfile": str(self.site / "key.pem")}
-        return section
-
-    def issue(self) -> bytes:
-        """Put a new certificate and its key in place; gives the certificate."""
-        pair = self.authority.issue_cert("127.0.0.1")
-        pair.private_key_pem.write_to_path(self.site / "key.pem")
-        pair.cert_chain_pems[0].write_to_path(self.site / "cert.pem")
-        return ssl.PEM_cert_to_DER_cert(pair.cert_chain_pems[0].bytes().decode())
-
-    def connect(self) -> Wire:
-        wire = self.daemon.connect(tls=self.trusting)
-        self.cleanup.callback(wire.close)
-        if isinstance(wire.sock, ssl.SSLSocket):
-            assert wire.sock.getpeercert(binary_form=True) == self.certificate
-        return wire
-
-    # Requests and their answers
-
-    def bytes_of(self, said: Said) -> tuple[bytes, int]:
-        """A request, and what the exporter knows it by."""
-        self.asks += 1
-        ask = self.asks
-        target = said.path
-        if said.exporter:
-            if said.exporter in ("shared", "flown"):
-                ask = 1_000_000 * EXPORTERS.index(said.exporter) + said.variant
-            target = f"/{said.exporter}/metrics"
-            query = [said.param, "" if said.exporter in LOCAL else f"ask={ask}"]
-            target += "?" * any(query) + "&".join(filter(None, query))
-        headers = [A_MOMENT] if said.is_impatient else []
-        if said.token != "none":
-            headers.append(("Authorization", f"Bearer {said.token}"))
-        return request(target, *headers, method=said.method), ask
-
-    def say(self, client: Client, several: Sequence[Said]) -> None:
-        """Send these requests at once, and read what answers there are."""
-        made = [self.bytes_of(said) for said in several]
-        client.wire.send(b"".join(raw for raw, _ in made))
-        client.ahead = [(said, ask) for said, (_, ask) in zip(several, made, strict=True)]
-        self.advance(client)
-
-    def advance(self, client: Client) -> None:
-        """Read the answers to what was sent ahead, up to a scrape that is not answered at once."""
-        while client.ahead and client.scrape is None:
-            said, ask = client.ahead.pop(0)
-            refusal = self.model.refusal(said)
-            if refusal is not None:
-                self.expect(client, failed(*refusal), b"", said.method)
-                self.model.deny(refusal[1])
-            elif said.path:
-                self.expect(client, Outcome(body=None), b"", said.method)
-                self.model.requests += 1
-            elif said.exporter in WAITING:
-                self.begin(client, said, ask)
-            else:
-                self.scrape_at_once(client, said, ask)
-
-    def scrape_at_once(self, client: Client, said: Said, ask: int) -> None:
-        route = self.model.routes[said.exporter]
-        outcome = self.model.outcome(said.exporter)
-        if said.exporter == "shared":
-            flight = route.flights.setdefault(ask, Flight(ask))
-            is_shared = flight.kept is not None
-            reply = self.expect(client, outcome, flight.kept or (lambda: self.exporters.page_for(ask)))
-            assert (reply.header("age") is not None) == is_shared
-            flight.kept = reply.body
-            self.model.count(route, outcome, is_shared)
-            return
-        is_asked = said.exporter in SORTS and said.method == "GET"
-        text = (
-            LOCAL_PAGE
-            if said.exporter in LOCAL
-            else lambda: self.exporters.page_for(ask) if is_asked else b""
-        )
-        self.expect(client, outcome, text, said.method)
-        self.model.count(route, outcome)
-
-    def begin(self, client: Client, said: Said, ask: int) -> None:
-        """A scrape that stays under way, unless there is an answer already or the scraper will not wait."""
-        route = self.model.routes[said.exporter]
-        known = route.flights.get(ask)
-        if known is not None and known.kept is not None:
-            reply = self.expect(client, Outcome(), known.kept)
-            assert reply.header("age") is not None
-            self.model.count(route, Outcome(), True)
-            return
-        scrape = client.scrape = self.model.begin(said.exporter, ask)
-        if not scrape.waits_for_slot and not scrape.is_shared:
-            self.arrived(scrape)
-        if said.is_impatient:
-            outcome = SATURATED if scrape.waits_for_slot else TIMEOUT
-            if said.exporter in ("gated", "limited") and not scrape.waits_for_slot:
-                outcome = Outcome(200, "timeout", is_cut=True)
-            self.finish(client, outcome)
-
-    def arrived(self, scrape: Scrape) -> None:
-        """The exporter has it; of a program it cannot be told."""
-        if scrape.route.name not in LOCAL:
-            held = self.exporters.wait_for(scrape.ask)
-            if scrape.flight is not None:
-                scrape.flight.held = held
-            else:
-                scrape.held = held
-
-    def finish(self, client: Client, outcome: Outcome, text: bytes = b"") -> None:
-        """Its scrape ends like this; then what was sent ahead has its turn."""
-        scrape = client.scrape
-        assert scrape is not None
-        client.scrape = None
-        if outcome is not GONE:
-            self.expect(client, outcome, text)
-        following = self.model.end(scrape, outcome)
-        if following is not None:
-            self.arrived(following)
-        if client in self.clients:
-            self.advance(client)
-
-    def expect(
-        self, client: Client, outcome: Outcome, text: bytes | Callable[[], bytes], method: str = "GET"
-    ) -> Reply:
-        """Read one answer, which must be this. ``text`` is the exporter's page, looked at afterwards."""
-        try:
-            reply = client.wire.read_reply(method)
-        except ConnectionError:
-            assert outcome.is_cut
-            reply = CUT_AT_ONCE
-        if outcome.is_cut:
-            assert not reply.complete
-            self.clients.remove(client)
-            client.wire.close()
-            client.ahead.clear()
-            return reply
-        assert (reply.status, reply.error, reply.complete) == (outcome.status, outcome.reason, True), reply
-        assert reply.header("connection") is None
-        if outcome.body is not None and method != "HEAD":
-            page = text() if callable(text) else text
-            assert reply.body == outcome.body(page)
-        return reply
-
-    def drop(self, client: Client, how: str = "close") -> None:
-        self.clients.remove(client)
-        client.ahead.clear()
-        if how == "half-close" and self.trusting is None:
-            client.wire.sock.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionError):
-                client.wire.read_until_closed()
-        if how == "reset":
-            client.wire.reset()
-        client.wire.close()
-        if client.scrape is not None:
-            self.finish(client, GONE)
-
-    # Steps
-
-    def idle(self) -> list[Client]:
-        return [client for client in self.clients if client.scrape is None and not client.unsent]
-
-    def idle_one(self, pick: int) -> Client:
-        """One that can ask, be it a new one."""
-        idle = self.idle()
-        if not idle or (pick >= len(idle) and len(self.clients) < CONNECTIONS_AT_MOST):
-            idle = [Client(self.connect())]
-            self.clients += idle
-        return _one_of(idle, pick)
-
-    def busy(self, *names: str) -> list[Client]:
-        """Those whose scrapes an exporter has, of one of these names."""
-        return [
-            client
-            for client in self.clients
-            if client.scrape is not None
-            and client.scrape.route.name in names
-            and not client.scrape.waits_for_slot
-        ]
+        self.set_up(is_tls)
 
     @precondition(lambda self: len(self.clients) < CONNECTIONS_AT_MOST)
     @rule()
@@ -392,7 +112,7 @@ class DaemonMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(client.unsent for client in self.clients))
     @rule(pick=PICK)
     def sends_the_rest(self, pick: int) -> None:
-        client = _one_of([client for client in self.clients if client.unsent], pick)
+        client = one_of([client for client in self.clients if client.unsent], pick)
         client.wire.send(client.unsent)
         client.unsent = b""
         self.advance(client)
@@ -410,12 +130,12 @@ class DaemonMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.clients)
     @rule(pick=PICK, how=st.sampled_from(["close", "reset", "half-close"]))
     def leaves(self, pick: int, how: str) -> None:
-        self.drop(_one_of(self.clients, pick), how)
+        self.drop(one_of(self.clients, pick), how)
 
     @precondition(lambda self: self.busy("gated", "limited", "flown"))
     @rule(pick=PICK)
     def exporter_goes_on(self, pick: int) -> None:
-        client = _one_of(self.busy("gated", "limited", "flown"), pick)
+        client = one_of(self.busy("gated", "limited", "flown"), pick)
         assert client.scrape is not None
         flight = client.scrape.flight
         held = client.scrape.held if flight is None else flight.held
@@ -427,9 +147,6 @@ class DaemonMachine(RuleBasedStateMachine):
         flight.kept = held.page
         for one in self.of_flight(flight):
             self.finish(one, Outcome(), held.page)
-
-    def of_flight(self, flight: Flight) -> list[Client]:
-        return [one for one in self.clients if one.scrape is not None and one.scrape.flight is flight]
 
     @rule()
     def exporters_restart(self) -> None:
@@ -483,21 +200,6 @@ class DaemonMachine(RuleBasedStateMachine):
             log.rename(self.site / f"access.log.{len(list(self.site.glob('access.log*')))}")
         self.reload("SIGHUP")
 
-    def reload(self, how: str, problems: int = 0) -> None:
-        """Have it load the configuration anew, which has so many problems; returns when it has said so."""
-        message = "config not reloaded, the old one stays in force" if problems else "config reloaded"
-        logged = len(self.daemon.logged(message))
-        if how == "SIGHUP":
-            self.daemon.process.send_signal(signal.SIGHUP)
-        else:
-            reply = self.watch.wire.exchange(request("/-/reload", TOKEN, method=how))
-            assert reply.status == (500 if problems else 200), reply
-            self.model.requests += 1
-        wait_until(
-            lambda: len(self.daemon.logged(message)) == logged + max(1, problems), f"it logged: {message}", 20
-        )
-        self.model.is_last_reload_good = not problems
-
     # What holds after each step
 
     @invariant()
@@ -505,44 +207,6 @@ class DaemonMachine(RuleBasedStateMachine):
         if hasattr(self, "open_at_rest"):
             self.check_counts()
             self.exporters.expect_few_connections()
-
-    def check_counts(self) -> None:
-        expected = self.model.expected_metrics(len(self.clients) + 1)
-        scrapes = [client.scrape for client in self.clients if client.scrape is not None]
-        in_flight = Counter(scrape.route.name for scrape in scrapes if self.is_counted(scrape))
-        expected |= {("scrapes_in_flight", name): count for name, count in in_flight.items()}
-        end = time.monotonic() + 10
-        while (found := self.metrics()) != expected and time.monotonic() < end:
-            time.sleep(0.01)
-        assert found == expected
-
-    def is_counted(self, scrape: Scrape) -> bool:
-        """Whether it is one of an exporter that is in the configuration, and has been since it began."""
-        current = self.model.routes.get(scrape.route.name)
-        return current is not None and current.record is scrape.route.record
-
-    def metrics(self) -> dict[tuple[str, ...], float]:
-        """Those that the model knows and that are not 0, by name and label values."""
-        self.model.requests += 1
-        page = self.watch.wire.exchange(request("/metrics", TOKEN)).expect_ok().body.decode()
-        return {
-            (
-                sample.name.removeprefix("exporter_proxy_"),
-                *(sample.labels[key] for key in sorted(sample.labels)),
-            ): (sample.value)
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-            if sample.name in COUNTED and sample.value
-            if sample.labels.get("exporter") not in LOCAL or "shared" not in sample.name
-        }
-
-    def descriptors(self) -> Counter[str]:
-        """What is open, by sort."""
-        open_now: Counter[str] = Counter()
-        for link in list(Path(f"/proc/{self.daemon.process.pid}/fd").iterdir()):
-            with contextlib.suppress(FileNotFoundError):
-                open_now[str(link.readlink()).partition(":[")[0]] += 1
-        return open_now
 
     # The end
 
@@ -577,22 +241,6 @@ class DaemonMachine(RuleBasedStateMachine):
         assert not log
         if self.ending != "cut":
             self.check_access_log()
-
-    def check_nothing_is_left(self) -> None:
-        self.exporters.restart()
-        wait_until(lambda: self.descriptors() == self.open_at_rest, "descriptors were as at first", 10)
-        children = Path(f"/proc/{self.daemon.process.pid}/task/{self.daemon.process.pid}/children")
-        wait_until(lambda: not children.read_text(), "no process was left", 10)
-
-    def check_access_log(self) -> None:
-        lines = [
-            json.loads(line) for log in self.site.glob("access.log*") for line in log.read_text().splitlines()
-        ]
-        assert len(lines) == self.model.requests
-
-
-def _one_of(clients: Sequence[Client], pick: int) -> Client:
-    return clients[pick % len(clients)]
 
 
 @pytest.mark.timeout(0 if MINUTES else 400)
