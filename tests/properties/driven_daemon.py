@@ -306,6 +306,14 @@ class DrivenDaemon(RuleBasedStateMachine):
             and not client.scrape.waits_for_slot
         ]
 
+    def waiting(self) -> list[Client]:
+        """Those whose scrapes wait for a slot, or for what another has asked."""
+        return [
+            client
+            for client in self.clients
+            if client.scrape is not None and (client.scrape.waits_for_slot or client.scrape.is_shared)
+        ]
+
     def of_flight(self, flight: Flight) -> list[Client]:
         return [one for one in self.clients if one.scrape is not None and one.scrape.flight is flight]
 

@@ -65,7 +65,10 @@ SAID = st.one_of(
         token=st.sampled_from(["right", "right", "wrong", "none"]),
     ),
 )
-LASTING = st.builds(Said, exporter=st.sampled_from(WAITING), variant=st.integers(0, 1))
+# More often those for which it matters what others do.
+LASTING = st.builds(
+    Said, exporter=st.sampled_from([*WAITING, "limited", "limited", "flown"]), variant=st.integers(0, 1)
+)
 IMPATIENT = st.builds(
     Said, exporter=st.sampled_from(WAITING), variant=st.integers(0, 1), is_impatient=st.just(True)
 )
@@ -131,6 +134,11 @@ class DaemonMachine(DrivenDaemon):
     @rule(pick=PICK, how=st.sampled_from(["close", "reset", "half-close"]))
     def leaves(self, pick: int, how: str) -> None:
         self.drop(one_of(self.clients, pick), how)
+
+    @precondition(lambda self: self.waiting())
+    @rule(pick=PICK, how=st.sampled_from(["close", "reset", "half-close"]))
+    def leaves_the_queue(self, pick: int, how: str) -> None:
+        self.drop(one_of(self.waiting(), pick), how)
 
     @precondition(lambda self: self.busy("gated", "limited", "flown"))
     @rule(pick=PICK)
@@ -249,5 +257,5 @@ def test_daemon_does_and_counts_what_the_model_says() -> None:
     phases = (Phase.explicit, Phase.reuse, Phase.generate)
     run_state_machine_as_test(
         DaemonMachine,
-        settings=settings(max_examples=12, stateful_step_count=30, deadline=None, phases=phases),
+        settings=settings(max_examples=12, stateful_step_count=40, deadline=None, phases=phases),
     )
