@@ -25,9 +25,9 @@ _ENTRY = re.compile(
     rb"[ \t]*+(?:"
     rb"(?P<blank>\n)"
     rb"|\#[ \t]++(?P<word>HELP|TYPE)[ \t]++(?P<family>" + NAME + rb"|" + _STRING + rb")(?P<text>[^\n]*+)\n"
-    rb"|(?P<comment>\#[^\n]*+\n)"
+    rb"|(?P<comment>\#(?:[ \t]++(?!\x00)[^\n]*+|(?![ \t])[^\n\x00]*+)\n)"
     rb"|(?P<name>" + NAME + rb"|)[ \t]*+(?P<labels>\{(?:[^\"}]++|" + _STRING + rb"){0,10000}\}|)"
-    rb"[^\n\x00][^\n]*+\n)",
+    rb"[^\n\x00#][^\n]*+\n)",
     re.DOTALL,
 )
 _LABEL = re.compile(
@@ -75,7 +75,7 @@ class Merger:
         """
         page = _Page(name, data if data.endswith(b"\n") else data + b"\n")
         at = count = 0
-        # What no entry matches is a NUL: to the scraper's parser it ends the page.
+        # What no entry matches is a NUL, or one in a comment: to the scraper's parser it ends the page.
         while entry := _ENTRY.match(page.data, at):
             if entry["word"]:
                 self._add_metadata(entry, page)
