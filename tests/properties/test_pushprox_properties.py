@@ -166,7 +166,8 @@ def test_a_push_is_one_response_to_an_independent_reader(
     parser = h11.Connection(h11.CLIENT)
     parser.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     parser.send(h11.EndOfMessage())
-    parser.receive_data(format_response(request, status, headers, body, seconds))
+    parts = [body[:20], body[20:]]
+    parser.receive_data(b"".join(format_response(request, status, headers, parts, seconds)))
     head = parser.next_event()
     assert isinstance(head, h11.Response)
     read = b""
