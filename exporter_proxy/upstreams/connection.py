@@ -17,6 +17,8 @@ from typing import cast
 import httptools
 
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.upstreams import strangers
+from exporter_proxy.upstreams.strangers import HTTP_START, begins_like_http
 from exporter_proxy.upstreams.tls import NO_PROPER_END, Tls, hand_over_rest
 
 READ_AHEAD_BYTES = 256 * 1024
@@ -27,19 +29,10 @@ MAX_LENGTH_DIGITS = 64
 """Of a Content-Length, which has 19 digits at most and may have zeros ahead of them."""
 
 _CLOSE_DELIMITED = sys.maxsize
-_HTTP = b"HTTP/"
-_TLS_ALERT = b"\x15\x03"
-"""What a TLS server says to a plain request: an alert, of whichever version (RFC 8446 section 5.1)."""
 _END_OF_HEAD = b"\r\n\r\n"
 
 Chunk = bytes | memoryview
 """A part of a body. A view where a copy would be made of what was read with the headers."""
-
-
-def _begins_like_http(data: bytes, offset: int) -> bool:
-    """llhttp takes RTSP and ICE for HTTP; the first bytes, in however many reads, tell them apart."""
-    start = data[: len(_HTTP) - offset]
-    return _HTTP[offset : offset + len(start)] == start
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -274,13 +267,10 @@ class UpstreamConnection(asyncio.Protocol):
             end = data.find(_END_OF_HEAD, at) + len(_END_OF_HEAD)
             is_whole = end >= at + len(_END_OF_HEAD)
             part = data[at:end] if is_whole else data[at:]
-            starts_well = self._head_bytes >= len(_HTTP) or _begins_like_http(part, self._head_bytes)
+            starts_well = self._head_bytes >= len(HTTP_START) or begins_like_http(part, self._head_bytes)
             self._head_bytes += len(part)
             if not starts_well:
-                is_tls = data.startswith(_TLS_ALERT)
-                self._fail_protocol(
-                    "speaks TLS, use https:// in url" if is_tls else "does not answer in HTTP"
-                )
+                self._fail_protocol(strangers.described(data))
                 break
             self._feed(part)
             at += len(part)
