@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz lint types check run bench faults dist lock vm-test
+.PHONY: help setup test fuzz lint types check run bench faults soak dist lock vm-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ bench: setup ## CPU per scrape beside nginx and others
 
 faults: setup ## who holds what a scrape proxy owes to each message, beside nginx and others
 	.venv/bin/python -m tests.faults
+
+soak: setup ## an hour of everything going wrong, each scrape accounted for; shorter: make soak ARGS="--minutes 10"
+	.venv/bin/python -m tests.soak $(ARGS)
 
 dist: setup ## wheel, sdist, wheelhouse and Debian packages, into dist/
 	rm -rf dist
