@@ -29,6 +29,8 @@ RECOVERED_SECONDS = 1.0
 ROOM_AT_LEAST = 8
 """Idle connections closed at once when descriptors run out; or a quarter of all, if that is more."""
 TELL_SECONDS = 10.0
+LEAST_HANDSHAKE_SECONDS = 0.1
+"""For who begins at the last moment: the event loop takes no handshake without any time."""
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -144,14 +146,16 @@ class Listener:
         admitted_by: tuple[Network, ...] | None,
     ) -> None:
         state = self._state
-        tls = state.ssl_context
         protocol = ScraperProtocol(state, accepted_at, admitted_by)
         try:
+            left_seconds = None
+            if state.ssl_context is not None:
+                left_seconds = await _wait_for_hello(connection, state.limits.read_header_timeout_seconds)
             await state.loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
-                ssl=tls,
-                ssl_handshake_timeout=state.limits.read_header_timeout_seconds if tls else None,
+                ssl=state.ssl_context,
+                ssl_handshake_timeout=left_seconds,
             )
         except (OSError, asyncio.CancelledError) as error:
             connection.close()
@@ -217,6 +221,44 @@ def _close_if_not_begun(task: asyncio.Task[None], connection: socket.socket) -> 
     """One that is cancelled before its first step has no chance to do it itself."""
     if task.cancelled():
         connection.close()
+
+
+async def _wait_for_hello(connection: socket.socket, timeout_seconds: float) -> float:
+    """Wait until a client begins its handshake; how much of the time is left for the rest of it.
+
+    TLS has buffers of some 300 KiB for each connection. A crowd that says nothing is not to have them.
+    Raises ConnectionAbortedError, as the event loop does where a handshake takes too long, and
+    ConnectionResetError where the client left.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_seconds
+    while not _has_spoken(connection):
+        if loop.time() >= until:
+            raise ConnectionAbortedError
+        readable = loop.create_future()
+        loop.add_reader(connection.fileno(), _set_once, readable)
+        timer = loop.call_at(until, _set_once, readable)
+        try:
+            await readable
+        finally:
+            timer.cancel()
+            loop.remove_reader(connection.fileno())
+    return max(until - loop.time(), LEAST_HANDSHAKE_SECONDS)
+
+
+def _has_spoken(connection: socket.socket) -> bool:
+    """Raises ConnectionResetError where it has left without a word, and other OSErrors."""
+    try:
+        if not connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionResetError
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _set_once(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _handshake_problem(error: BaseException) -> Denied | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 
-from tests.daemon import Daemon, proxied
+from tests.daemon import Daemon, proxied, wait_until
 from tests.fakes.exporter import (
     CHUNKED,
     CLOSE,
@@ -27,6 +30,7 @@ from tests.fakes.exporter import (
 from tests.wire import Wire, request
 
 GROWTH_BYTES = 16 * 1024 * 1024
+CROWD, CROWDS = 150, 8
 PIECE = b"x" * 1_000_000
 PIECES = 200
 HEADS = {
@@ -104,3 +108,26 @@ def test_request_body_is_not_read_into_memory(roomy: tuple[Daemon, FakeExporter]
                 for _ in range(100):
                     wire.sock.sendall(PIECE)
     exporter.drop_connections()
+
+
+def test_crowds_that_connect_and_begin_no_handshake(tmp_path: Path) -> None:
+    """TLS has buffers for each connection, which the C library does not give back when they are freed."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    ca, cert, key = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
+    authority.cert_pem.write_to_path(ca)
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    tls = {"certfile": str(cert), "keyfile": str(key)}
+    with proxied(tls=tls, read_header_timeout="1m") as (daemon, _):
+        trusting = ssl.create_default_context(cafile=str(ca))
+        daemon.get("/x/metrics", tls=trusting).expect_ok()
+        before, descriptors = daemon.rss_bytes(), daemon.fd_count()
+        for _ in range(CROWDS):
+            with contextlib.ExitStack() as wires:
+                for _ in range(CROWD):
+                    wires.enter_context(daemon.connect())
+                wait_until(lambda: daemon.fd_count() > descriptors + CROWD * 0.9, "all were accepted", 15.0)
+            wait_until(lambda: daemon.fd_count() < descriptors + CROWD * 0.1, "all were let go of", 15.0)
+        grown = daemon.rss_bytes() - before
+        assert grown < 6 * 1024 * 1024, f"it grew by {grown / 1024 / 1024:.1f} MiB"
