@@ -46,7 +46,7 @@ class Starvation:
             now, after = time.time(), waited_seconds()
             waits: defaultdict[int, float] = defaultdict(float)
             for (pid, thread), seconds in after.items():
-                waits[pid] += seconds - before.get((pid, thread), seconds)
+                waits[pid] += seconds - before.get((pid, thread), 0.0)
             if max(waits.values(), default=0) > WAITED_SHARE * (now - then):
                 self._tell(then, now)
             then, before = now, after
