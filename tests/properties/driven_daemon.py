@@ -219,6 +219,8 @@ class DrivenDaemon(RuleBasedStateMachine):
         scrape = client.scrape = self.model.begin(said.exporter, ask)
         if not scrape.waits_for_slot and not scrape.is_shared:
             self.arrived(scrape)
+        elif not said.is_impatient:
+            self.check_counts()  # it is in the queue, before another that is yet to be sent
         if said.is_impatient:
             outcome = SATURATED if scrape.waits_for_slot else TIMEOUT
             if said.exporter in ("gated", "limited") and not scrape.waits_for_slot:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,7 +49,7 @@ def merged(several: list[bytes]) -> bytes:
 @settings(max_examples=250, deadline=None)
 @given(st.lists(pages(), min_size=1, max_size=3))
 def test_good_pages_make_a_good_one_or_clash(several: list[bytes]) -> None:
-    assume(all(map(is_good, several)))
+    several = [page for page in several if is_good(page)]
     try:
         page = merged(several)
     except Clash as clash:
