@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -24,7 +25,7 @@ from exporter_proxy.access import Address, plain_address
 from exporter_proxy.config.schema import Network
 from exporter_proxy.front import target
 from exporter_proxy.front.answers import closing_response
-from exporter_proxy.front.cycle import Cycle
+from exporter_proxy.front.cycle import Cycle, parts_writer
 from exporter_proxy.front.state import FrontLimits, FrontState
 from exporter_proxy.front.tls import name_problem
 from exporter_proxy.observe.exchange import Exchange
@@ -61,6 +62,7 @@ class ScraperProtocol(HttpToolsProtocol):
         self._deadline = accepted_at + state.limits.read_header_timeout_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._write: Callable[[list[bytes]], None]
         self._has_asked = False
         self._is_in_head = False
         self._ignores_input = False
@@ -89,6 +91,7 @@ class ScraperProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop, after the TLS handshake where there is one."""
         super().connection_made(transport)
+        self._write = parts_writer(transport, self.loop)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.address = plain_address(peer[0])
@@ -218,7 +221,9 @@ class ScraperProtocol(HttpToolsProtocol):
             "admitted_by": self.admitted_by,
         }
         log, added = self.state.log, limits.added_headers
-        cycle = Cycle(scope, exchange, self.transport, self.flow, keep_alive, self._finish, log, added)
+        cycle = Cycle(
+            scope, exchange, self.transport, self._write, self.flow, keep_alive, self._finish, log, added
+        )
         cycle.head_bytes = head_bytes + target.HEADER_LINE_BYTES * len(headers)
         self._begin(cycle)
 
