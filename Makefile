@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz lint types check run bench faults soak dist lock vm-test
+.PHONY: help setup test fuzz lint types check run bench faults soak dist lock matrix vm-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,9 @@ VM_TESTS = tests/vm
 vm-test: ## as root: Ansible's role on Debian 12 and 13 guests, and a rollout on ten of them
 	@.ci/setup vm
 	.venv/bin/python -m pytest -m vm -n 2 --dist loadfile $(VM_TESTS)
+
+matrix: setup ## lowest and newest dependencies on each Python; one cell: make matrix ARGS=3.12-lowest
+	.ci/matrix $(ARGS)
 
 lint: setup ## style and formatting
 	.venv/bin/ruff check .
