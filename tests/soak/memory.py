@@ -56,9 +56,7 @@ class Memory:
         if self.first is not None:
             allowed = GROWTH_MIB + GROWTH_MIB_PER_HOUR * self.seconds / 3600
             if self.last - self.first > allowed:
-                found.append(
-                    f"{self.first:.1f} MiB resident became {self.last:.1f} in {self.seconds:.0f} s"
-                )
+                found.append(f"{self.first:.1f} MiB resident became {self.last:.1f} in {self.seconds:.0f} s")
         if self.most > MOST_MIB:
             found.append(f"{self.most:.1f} MiB resident, {MOST_MIB:g} are allowed")
         return found
