@@ -47,8 +47,13 @@ def machine(boot: Callable[[str], Machine], firewall: str) -> Machine:
 
 
 def wait_for(machine: Machine, firewall: str) -> None:
-    """firewalld's unit counts as started a moment before its rules are there."""
+    """The servers, and firewalld, count as started a moment before they answer or have their rules."""
     deadline = time.monotonic() + 30
+    for port in (PORT, OTHER_PORT):
+        ask = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}/', timeout=30)"
+        while machine.guest.run("python3", "-c", ask, check=False).returncode:
+            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            time.sleep(0.1)
     while firewall == "firewalld" and machine.guest.run("firewall-cmd", "--state", check=False).returncode:
         assert time.monotonic() < deadline, "firewalld does not get ready"
         time.sleep(0.1)
