@@ -193,7 +193,7 @@ def test_further_keys_of_the_job_are_added_to_the_roles_own(able: None, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert written.job["scrape_interval"] == "15s"
     node = [each for each in written.relabelled("vms") if each["job"] == "node_exporter"]
-    assert [each["host"] for each in node] == ["vm1", "vm2"]
+    assert sorted(each["host"] for each in node) == ["vm1", "vm2"]
 
 
 def test_a_job_that_promtool_refuses_is_not_written(able: None, tmp_path: Path) -> None:
