@@ -48,6 +48,7 @@ def merged(*pages: str) -> str:
         (["a 1\n#x\x00\nanything", "b 1\n"], "a 1\nb 1\n"),
         (["a 1\n# x\x00\nc 1\n", "b 1\n"], "a 1\nc 1\nb 1\n"),
         (["# TYPE a-gauge\n# HELP bÄ.\n", "b 1\n"], "# TYPE a gauge\n# HELP b Ä.\nb 1\n"),
+        (["# HELP a-All.\n", "# HELP a All.\n"], "# HELP a All.\n"),
         (["# TYPE a gauge\n", "b 1\n"], "# TYPE a gauge\nb 1\n"),
     ],
 )
@@ -95,3 +96,10 @@ def test_a_long_page_is_taken_in_in_steps() -> None:
     merger = Merger()
     assert 10 <= sum(1 for _ in merger.add("a.prom", page)) <= 100
     assert merger.merged() == page
+
+
+def test_a_byte_that_no_reader_sees_makes_no_page_malformed() -> None:
+    merger = Merger()
+    for name, page in (("a", b"# HELP a\xffAll.\n"), ("b", b"b 1\n")):
+        assert not list(merger.add(name, page))
+    assert merger.merged() == b"# HELP a All.\nb 1\n"

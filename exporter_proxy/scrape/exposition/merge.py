@@ -102,9 +102,7 @@ class Merger:
         return b"".join(parts)
 
     def _add_metadata(self, entry: re.Match[bytes], page: _Page) -> None:
-        word, family, text = entry["word"], entry["family"], entry["text"]
-        # The scraper's lexer drops the byte behind the name of a TYPE unseen: most often it is a blank.
-        text = (text[1:] if word == b"TYPE" else text).strip(b" \t")
+        word, family, text = entry["word"], entry["family"], _metadata_text(entry["text"])
         self._names.setdefault(family)
         known, place = self._metadata.setdefault((word, family), (text, (page, entry.start())))
         if known != text:
@@ -128,6 +126,19 @@ class Merger:
                 if base != name and known is not None and known[0] in _HAVE_SUFFIXES:
                     return base
         return name
+
+
+def _metadata_text(after_name: bytes) -> bytes:
+    """As the scraper's lexers have it: they drop the byte behind the name unseen, most often a blank.
+
+    Unless it begins a character, the rest of which would be no UTF-8: what reads it then keeps it.
+    """
+    text = after_name[1:]
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        text = after_name
+    return text.strip(b" \t")
 
 
 def _identity(name: bytes, braces: bytes) -> tuple[bytes, bytes]:
