@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -362,9 +362,11 @@ class FakeExporter:
             self._listener.shutdown(socket.SHUT_RDWR)  # close() alone would leave accept() asleep
         self._listener.close()
 
-    def drop_connections(self, patience_seconds: float = 1.0) -> None:
-        """End every connection, the idle ones as a polite server does; returns when they are gone."""
-        live = [*self._live]
+    def drop_connections(
+        self, patience_seconds: float = 1.0, which: Iterable[Connection] | None = None
+    ) -> None:
+        """End every connection, or these, idle ones as a polite server does; returns when they are gone."""
+        live = [*(self._live if which is None else which)]
         for connection in live:
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)

@@ -357,7 +357,8 @@ class DrivenDaemon(RuleBasedStateMachine):
         end = time.monotonic() + 10
         while (found := self.metrics()) != expected and time.monotonic() < end:
             time.sleep(0.01)
-        assert found == expected
+        differing = {key: (found.get(key), expected.get(key)) for key in found.keys() | expected.keys()}
+        assert found == expected, {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
 
     def is_counted(self, scrape: Scrape) -> bool:
         """Whether it is one of an exporter that is in the configuration, and has been since it began."""

@@ -130,6 +130,7 @@ class ManyExporters:
         self._serials = itertools.count(1)
         self._served: dict[int, int] = {}
         self._arrived: dict[int, deque[tuple[int, threading.Event]]] = defaultdict(deque)
+        self._busy: set[Connection] = set()
         self._running: Counter[str] = Counter()
         self.most_at_once: Counter[str] = Counter()
         """Of scrapes, by sort."""
@@ -164,8 +165,15 @@ class ManyExporters:
         return Held(page(ask, serial), gate)
 
     def restart(self) -> None:
-        """Every connection ends; new ones are welcome."""
-        self._fake.drop_connections(patience_seconds=5)
+        """Every connection ends; new ones are welcome.
+
+        The idle ones first: a scrape that begins when another has failed finds none of them.
+        """
+        live = {one for one in [*self._fake.connections] if not one.ended.is_set()}
+        with self._changed:
+            busy = live & self._busy
+        for some in (live - busy, busy):
+            self._fake.drop_connections(patience_seconds=5, which=some)
 
     def live_connections(self) -> Counter[str]:
         """By the sort that each was last asked for; none is counted that was never asked."""
@@ -186,12 +194,14 @@ class ManyExporters:
         ask = int(connection.request.target.rpartition(b"ask=")[2])
         with self._changed:
             serial = self._served[ask] = next(self._serials)
+            self._busy.add(connection)
             self._running[sort] += 1
             self.most_at_once[sort] = max(self.most_at_once[sort], self._running[sort])
         try:
             SORTS[sort][0](self, connection, ask, page(ask, serial))
         finally:
             with self._changed:
+                self._busy.discard(connection)
                 self._running[sort] -= 1
 
 
