@@ -152,12 +152,13 @@ class DrivenDaemon(RuleBasedStateMachine):
         """A request, and what the exporter knows it by."""
         self.asks += 1
         ask = self.asks
-        target = said.path
+        target, param = said.path, said.param
         if said.exporter:
             if said.exporter in ("shared", "flown"):
+                param = ""  # another query is another answer
                 ask = 1_000_000 * EXPORTERS.index(said.exporter) + said.variant
             target = f"/{said.exporter}/metrics"
-            query = [said.param, "" if said.exporter in LOCAL else f"ask={ask}"]
+            query = [param, "" if said.exporter in LOCAL else f"ask={ask}"]
             target += "?" * any(query) + "&".join(filter(None, query))
         headers = [A_MOMENT] if said.is_impatient else []
         if said.token != "none":
