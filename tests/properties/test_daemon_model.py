@@ -280,5 +280,5 @@ def test_daemon_does_and_counts_what_the_model_says() -> None:
     phases = (Phase.explicit, Phase.reuse, Phase.generate)
     run_state_machine_as_test(
         DaemonMachine,
-        settings=settings(max_examples=12, stateful_step_count=40, deadline=None, phases=phases),
+        settings=settings(max_examples=10, stateful_step_count=40, deadline=None, phases=phases),
     )
