@@ -3,7 +3,8 @@
 A scrape joins the one that is in flight for the same key or takes the answer that finished at
 most ``share_for`` ago. The exporter is asked in a task of its own, which lasts as long as
 anybody waits for it: whoever came first may leave without taking the answer from the others,
-and each waits no longer than its own deadline. Failures are shared while in flight only.
+and each waits no longer than its own deadline. Past the deadline of the first nobody joins. Failures
+are shared while in flight only.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class Shares:
         alone. Raises what the question and reading its answer raise.
         """
         flight = self._flights.get(key)
+        if flight is not None and flight.is_overdue:
+            self._forget(key, flight)
+            flight = None
         is_first = flight is None
         if flight is None:
             flight = self._flights[key] = _Flight(exchange)
@@ -130,7 +134,7 @@ class Shares:
         finally:
             flight.finished_at = time.monotonic()
             self._in_flight_bytes -= flight.held_bytes
-            if is_kept:
+            if is_kept and self._flights.get(key) is flight:
                 self._keep(key, flight)
             else:
                 self._forget(key, flight)
@@ -173,6 +177,7 @@ class _Flight:
 
     def __init__(self, first: Exchange) -> None:
         self.first = first
+        self._due_at = first.started + first.timeout_seconds
         self.task: asyncio.Task[None]
         self.response: httpx.Response
         self.waiting = 0
@@ -187,6 +192,15 @@ class _Flight:
         self.is_taken = False
         self.is_kept = False
         self.finished_at = 0.0
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the scrape that began it has given it up: nobody else joins then.
+
+        Otherwise scrapes that overlap would wait for one that hangs for ever, each for the rest of it, long
+        after the exporter could answer a new one.
+        """
+        return not self.task.done() and time.monotonic() >= self._due_at
 
 
 class _HeldBody(httpx.AsyncByteStream):

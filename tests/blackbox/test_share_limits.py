@@ -195,6 +195,37 @@ def test_a_sharer_with_a_longer_deadline_gets_the_answer_after_the_firsts_has_pa
     assert len(exporter.requests) == 1
 
 
+def test_past_the_firsts_deadline_nobody_joins_what_hangs(
+    daemon: Daemon, exporter: FakeExporter, query: str
+) -> None:
+    """Scrapes that overlap could otherwise wait for it for ever, each for the rest of it."""
+    exporter.play([stall()], respond())
+    with Scrapers(daemon, "x") as scrapers:
+        first = scrapers.begin(f"/x/metrics{query}", seconds(1))
+        patient = scrapers.begin(f"/x/metrics{query}", seconds(3))
+        first.read_reply().expect_refusal(504, "timeout", "x")
+        assert daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE).header("age") is None
+        assert daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE).header("age") == "0"
+        patient.read_reply().expect_refusal(504, "timeout", "x")
+        assert len(exporter.requests) == 2
+
+
+def test_what_comes_late_is_not_kept_in_place_of_a_newer_answer(
+    daemon: Daemon, exporter: FakeExporter, query: str
+) -> None:
+    go_on = Event()
+    exporter.play([wait_for(go_on), *respond(body=b"late 1\n")], respond())
+    with Scrapers(daemon, "x") as scrapers:
+        first = scrapers.begin(f"/x/metrics{query}", seconds(1))
+        patient = scrapers.begin(f"/x/metrics{query}", seconds(10))
+        first.read_reply().expect_refusal(504, "timeout", "x")
+        daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE)
+        go_on.set()
+        patient.read_reply().expect_ok(b"late 1\n")
+        daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE)
+    assert len(exporter.requests) == 2
+
+
 def test_the_exporter_is_let_go_at_the_last_deadline(
     daemon: Daemon, exporter: FakeExporter, query: str
 ) -> None:
