@@ -20,10 +20,10 @@ LATEST_SECONDS = 10.0
 # What a scrape and a line cost that do not go together, in arbitrary units.
 _DOWN_BUT_SERVED = 1.0
 _SCRAPE_ALONE = 3.0
-_LINE_ALONE = 8.0
+_LINE_ALONE = 6.0
 _UP_BUT_NOT_SERVED = 10.0
-_PER_SECOND = 0.01
-"""Of distance: only to choose among what is otherwise the same."""
+_PER_SECOND = 0.2
+"""Of distance: one line more is not to move all lines before it to the scrape before theirs."""
 _NEVER = float("inf")
 
 Pairs = list[tuple[Scrape, Line | None]]

@@ -78,9 +78,11 @@ def reckon_prometheus(
     for job in sorted(of_job.keys() | {scrape.job for scrape in scrapes}):
         own = [scrape for scrape in scrapes if scrape.job == job]
         pairs, orphans = align(own, sorted(of_job[job], key=lambda line: line.began))
-        verdicts.scrapes += len(own)
         verdicts.lines += len(of_job[job])
         for scrape, found in pairs:
+            if scrape.ended >= stopped_at:
+                continue
+            verdicts.scrapes += 1
             _judge(scrape, found, excuses, verdicts)
             if found is None and job == OWN:
                 unlogged_own.append(scrape)

@@ -185,8 +185,7 @@ def _reckon(
 ) -> None:
     windows = ready.ledger.windows
     excuses = Excuses(windows)
-    counted = [scrape for scrape in scrapes if scrape.ended < stopped_at]
-    result.prometheus, unlogged_own = reckon_prometheus(counted, lines, excuses, stopped_at)
+    result.prometheus, unlogged_own = reckon_prometheus(scrapes, lines, excuses, stopped_at)
     result.checks = reckon_checks(checker.checks, lines, excuses)
     result.sums = checker.sums
     result.processes = len(ready.daemon.incarnations)

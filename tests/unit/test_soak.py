@@ -94,6 +94,24 @@ def test_alignment_of_a_request_that_waited() -> None:
     assert align(scrapes, [late]) == ([(scrapes[0], late), (scrapes[1], None)], [])
 
 
+def test_alignment_where_a_line_is_lost_and_another_is_nobodys() -> None:
+    """The lines between the two stay with their scrapes."""
+    scrapes = [scrape(one) for one in range(1, 60)]
+    lines = [line(one) for one in range(1, 60) if one != 30]
+    more = line(60, "client_gone", 499)
+    pairs, left = align(scrapes, [*lines, more])
+    assert [(one.began, found) for one, found in pairs if found is None or found.began != one.began] == [
+        (30, None)
+    ]
+    assert left == [more]
+
+
+def test_what_is_cut_off_at_the_end_does_not_count() -> None:
+    scrapes, lines = [scrape(1), scrape(2, is_up=False)], [line(1), line(2, "client_gone", 499)]
+    verdicts, _ = reckon_prometheus(scrapes, lines, NO_EXCUSE, stopped_at=2.05)
+    assert (verdicts.scrapes, verdicts.violations) == (1, [])
+
+
 @pytest.mark.parametrize("second", [0.5, 3.5, 80.0])
 def test_alignment_where_a_line_is_nobodys(second: float) -> None:
     scrapes = [scrape(one) for one in range(1, 6)]
@@ -149,7 +167,7 @@ def test_excuses(cost: Cost, excused: list[str]) -> None:
 def test_what_nothing_excuses() -> None:
     everything = window(Cost(EVERYTHING, is_unseen=True, lines=True), 0.0, 100.0)
     for one, of_log, words in (
-        (scrape(2), line(2, "truncated"), "while the access log has 200 truncated"),
+        (scrape(2), line(2, "truncated"), "200 truncated"),
         (scrape(2, False, error="connect: connection refused"), line(2, "timeout", 504), "all along"),
         (scrape(2, samples=3), line(2), "up 1 with 3 samples"),
     ):
