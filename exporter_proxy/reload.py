@@ -152,6 +152,9 @@ class Reloader:
         walks them all while every scrape waits. Raises ConfigError and StartError.
         """
         previous = self._proxy.running
+        # What is garbage now would be frozen with the rest, and never be collected. It is cheap: whatever
+        # was frozen before is left out.
+        gc.collect()
         gc.disable()
         usual_interval = sys.getswitchinterval()
         sys.setswitchinterval(usual_interval / 10)

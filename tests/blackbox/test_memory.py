@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -19,6 +20,7 @@ from tests.fakes.exporter import (
     FRAMINGS,
     LAST_CHUNK,
     FakeExporter,
+    Script,
     chunk,
     close,
     head,
@@ -110,18 +112,38 @@ def test_request_body_is_not_read_into_memory(roomy: tuple[Daemon, FakeExporter]
     exporter.drop_connections()
 
 
-def test_crowds_that_connect_and_begin_no_handshake(tmp_path: Path) -> None:
-    """TLS has buffers for each connection, which the C library does not give back when they are freed."""
+@contextlib.contextmanager
+def over_tls(directory: Path, *scripts: Script, **config: Any) -> Iterator[tuple[Daemon, ssl.SSLContext]]:
+    """A daemon that speaks TLS, and how to come to it; its resident size is that after a first scrape."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
-    ca, cert, key = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
-    authority.cert_pem.write_to_path(ca)
+    cert, key = directory / "cert.pem", directory / "key.pem"
     issued.cert_chain_pems[0].write_to_path(cert)
     issued.private_key_pem.write_to_path(key)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
     tls = {"certfile": str(cert), "keyfile": str(key)}
-    with proxied(tls=tls, read_header_timeout="1m") as (daemon, _):
-        trusting = ssl.create_default_context(cafile=str(ca))
+    with proxied(respond(), *scripts, tls=tls, **config) as (daemon, _):
         daemon.get("/x/metrics", tls=trusting).expect_ok()
+        yield daemon, trusting
+
+
+def test_reloads_keep_no_garbage(tmp_path: Path) -> None:
+    """A body that is cut leaves some for the collector; a reload exempts from it what is there to stay."""
+    cut = [send(head(200, [("Content-Length", "200000")]) + b"a 1\n" * 20_000), close()]
+    with over_tls(tmp_path, cut) as (daemon, trusting):
+        before = daemon.rss_bytes()
+        for _ in range(12):
+            for _ in range(10):
+                daemon.get("/x/metrics", tls=trusting).expect_cut()
+            assert "config reloaded" in daemon.reload()
+        grown = daemon.rss_bytes() - before
+        assert grown < 8 * 1024 * 1024, f"it grew by {grown / 1024 / 1024:.1f} MiB"
+
+
+def test_crowds_that_connect_and_begin_no_handshake(tmp_path: Path) -> None:
+    """TLS has buffers for each connection, which the C library does not give back when they are freed."""
+    with over_tls(tmp_path, respond(), read_header_timeout="1m") as (daemon, _):
         before, descriptors = daemon.rss_bytes(), daemon.fd_count()
         for _ in range(CROWDS):
             with contextlib.ExitStack() as wires:
