@@ -104,6 +104,7 @@ def site(directory: Path, seed: int) -> Iterator[Site]:
             with ready.daemon.running():
                 yield ready
     finally:
-        # The file system goes with the namespace that it was mounted in; its files are for who looks.
+        # Its files are for who looks, and it is not to be in the way of who clears up.
         for file in log_disk.glob(f"{ACCESS_LOG}*"):
             shutil.copy(file, kept_logs)
+        subprocess.run(["umount", "--lazy", str(log_disk)], check=True)
