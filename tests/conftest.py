@@ -6,8 +6,25 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.daemon import STARTED, Daemon, proxied
+from tests.daemon import REPOSITORY, STARTED, Daemon, proxied
 from tests.fakes.exporter import FakeExporter
+
+LONGEST = (
+    "tests/e2e/test_soak.py",
+    "tests/unit/test_cancellation_shared.py",
+    "tests/properties/test_daemon_model.py",
+    "tests/packaging/test_artefacts.py",
+    "tests/e2e/test_pushprox_nat.py",
+    "tests/blackbox/test_fault_matrix.py",
+)
+"""The files that take a minute and more, the longest first."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first; at the end all others would have nothing to do but wait for it."""
+    rank = {REPOSITORY / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session")
