@@ -10,6 +10,7 @@ import asyncio
 import gc
 import ssl
 import sys
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ from tests.fakes.origin import Origin, hang, response, say
 from tests.inprocess import LOOPS, open_descriptors, parts, run, until
 
 PAGE = b"# TYPE x gauge\nx 1\n"
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """A reload freezes what is there: other tests' garbage, too, and threads that would end with it."""
+    yield
+    gc.unfreeze()
 
 
 def changed(config: dict[str, Any]) -> Config:

@@ -324,6 +324,8 @@ def test_the_thread_starts_with_the_first_password_and_ends_with_its_users() -> 
         assert await is_right(passwords, b"bob", b"of bob")
         assert len(threads()) == 1
 
+    gc.collect()
+    wait_until(lambda: not threads(), "those of other tests ended")
     run(scenario)
     gc.collect()
     wait_until(lambda: not threads(), "the thread ended")
