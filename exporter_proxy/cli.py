@@ -76,6 +76,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"exporter_proxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
 
+    _add_serve(commands)
+    check = commands.add_parser("check", help="list every mistake of the configuration", allow_abbrev=False)
+    _add_config_file(check)
+    _add_web_config_file(check)
+    check.set_defaults(run=_check)
+
+    _add_discover(commands)
+    scrape = commands.add_parser(
+        "scrape", help="scrape one exporter once, as Prometheus would", allow_abbrev=False
+    )
+    scrape.add_argument("name", help="an exporter of the configuration")
+    _add_config_file(scrape)
+    scrape.set_defaults(run=_scrape)
+    _add_prometheus_config(commands)
+    _add_import(commands)
+    for command in commands.choices.values():
+        command.set_defaults(command=command)  # its usage is what helps with an argument that it has not
+    return parser
+
+
+def _add_config_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config.file",
+        dest="config_file",
+        metavar="FILE",
+        help=f"default: {', then '.join(DEFAULT_CONFIG_FILES)}",
+    )
+
+
+def _add_web_config_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        metavar="FILE",
+        help="TLS, users and headers, in the format that Prometheus's exporters share",
+    )
+
+
+def _add_route_prefix(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
+    )
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
     _add_config_file(serve)
     _add_web_config_file(serve)
@@ -118,11 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    check = commands.add_parser("check", help="list every mistake of the configuration", allow_abbrev=False)
-    _add_config_file(check)
-    _add_web_config_file(check)
-    check.set_defaults(run=_check)
 
+def _add_discover(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     discover = commands.add_parser(
         "discover", help="find the exporters that listen on this host", allow_abbrev=False
     )
@@ -138,42 +180,6 @@ def _parser() -> argparse.ArgumentParser:
         "--all", dest="ask_all", action="store_true", help="ask every socket, not only those like exporters'"
     )
     discover.set_defaults(run=_discover)
-
-    scrape = commands.add_parser(
-        "scrape", help="scrape one exporter once, as Prometheus would", allow_abbrev=False
-    )
-    scrape.add_argument("name", help="an exporter of the configuration")
-    _add_config_file(scrape)
-    scrape.set_defaults(run=_scrape)
-    _add_prometheus_config(commands)
-    _add_import(commands)
-    for command in commands.choices.values():
-        command.set_defaults(command=command)  # its usage is what helps with an argument that it has not
-    return parser
-
-
-def _add_config_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config.file",
-        dest="config_file",
-        metavar="FILE",
-        help=f"default: {', then '.join(DEFAULT_CONFIG_FILES)}",
-    )
-
-
-def _add_web_config_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--web.config.file",
-        dest="web_config_file",
-        metavar="FILE",
-        help="TLS, users and headers, in the format that Prometheus's exporters share",
-    )
-
-
-def _add_route_prefix(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--web.route-prefix", dest="route_prefix", metavar="/PREFIX", help="prefix of every path"
-    )
 
 
 def _add_prometheus_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
