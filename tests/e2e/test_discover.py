@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from exporter_proxy.discover.recognise import known_ports
+from tests.e2e.processes import listening_port
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534
@@ -77,23 +78,6 @@ def run_discovery(deadline_seconds: float, user: int = os.getuid()) -> tuple[flo
     assert result.stderr == ""
     answer = json.loads(result.stdout)
     return answer["seconds"], answer["found"]
-
-
-def listening_port(process: subprocess.Popen[bytes]) -> int:
-    """Wait until a process listens and give its TCP port, read from /proc."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, f"{process.args!r} ended with status {process.returncode}"
-        sockets = {
-            str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink()
-        }
-        for table in ("tcp", "tcp6"):
-            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                    return int(fields[1].split(":")[1], 16)
-        time.sleep(0.02)
-    raise AssertionError(f"{process.args!r} does not listen")
 
 
 @contextmanager
