@@ -14,7 +14,6 @@ import ssl
 import time
 
 from exporter_proxy.access import is_allowed, plain_address
-from exporter_proxy.config.schema import Network
 from exporter_proxy.front.protocol import ScraperProtocol
 from exporter_proxy.front.refusal import MAX_REFUSALS_AT_ONCE, RefusingProtocol
 from exporter_proxy.front.sockets import Bound
@@ -41,7 +40,9 @@ class Listener:
         self.bound = bound
         self.socket = bound.socket
         self._state = state
-        self._admitting: dict[asyncio.Task[None], float] = {}
+        self._admitting: dict[ScraperProtocol, asyncio.Task[None]] = {}
+        self._turn_began_at = 0.0
+        """When the loop last came round to this socket: who was let in since has had no chance to ask."""
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.TimerHandle | None = None
         """Runs while the last shortage is not long enough ago to be over."""
@@ -56,7 +57,7 @@ class Listener:
 
     def has_newcomers(self, since: float) -> bool:
         """Whether a handshake is under way of someone accepted after ``since`` (``time.monotonic()``)."""
-        return any(accepted_at > since for accepted_at in self._admitting.values())
+        return any(newcomer.is_newcomer(since) for newcomer in self._handshakes())
 
     def start(self) -> None:
         """Begin to accept."""
@@ -73,10 +74,11 @@ class Listener:
 
     def give_up(self) -> None:
         """Drop handshakes under way, and those who are being told why they are not let in."""
-        for task in (*self._admitting, *self._telling):
+        for task in (*(self._admitting[one] for one in self._handshakes()), *self._telling):
             task.cancel()
 
     def _accept(self) -> None:
+        self._turn_began_at = time.monotonic()
         for _ in range(ACCEPT_AT_ONCE):
             try:
                 connection, peer = self.socket.accept()
@@ -130,23 +132,23 @@ class Listener:
             self._refuse(connection, denied, remote)
             return
         accepted_at = time.monotonic()
-        task = state.loop.create_task(self._serve(connection, remote, accepted_at, limits.allow_clients))
-        self._admitting[task] = accepted_at
-        task.add_done_callback(lambda done: self._admitting.pop(done, None))
+        protocol = ScraperProtocol(state, accepted_at, limits.allow_clients)
+        task = state.loop.create_task(self._serve(connection, protocol, remote, accepted_at))
+        self._admitting[protocol] = task
+        task.add_done_callback(lambda _: self._admitting.pop(protocol, None))
         task.add_done_callback(lambda done: _close_if_not_begun(done, connection))
 
     def _admitted(self) -> int:
-        return len(self._state.connections) + len(self._admitting)
+        return len(self._state.connections) + len(self._handshakes())
+
+    def _handshakes(self) -> list[ScraperProtocol]:
+        """Those let in whose connection is not made; one that is made can be answering already."""
+        return [one for one in self._admitting if one not in self._state.connections]
 
     async def _serve(
-        self,
-        connection: socket.socket,
-        remote: str,
-        accepted_at: float,
-        admitted_by: tuple[Network, ...] | None,
+        self, connection: socket.socket, protocol: ScraperProtocol, remote: str, accepted_at: float
     ) -> None:
         state = self._state
-        protocol = ScraperProtocol(state, accepted_at, admitted_by)
         try:
             left_seconds = None
             if state.ssl_context is not None:
@@ -180,20 +182,24 @@ class Listener:
         self._told_at, self._untold = now, 0
 
     def _close_longest_idle(self) -> bool:
-        """Make room by closing whoever has idled longest without a complete request."""
-        idle = [connection for connection in self._state.connections if connection.idle_since is not None]
-        oldest = min(idle, key=lambda connection: connection.idle_since or 0.0, default=None)
-        handshake = min(self._admitting, key=self._admitting.__getitem__, default=None)
-        if handshake is not None and (
-            oldest is None or self._admitting[handshake] < (oldest.idle_since or 0.0)
-        ):
-            handshake.cancel()
-            del self._admitting[handshake]
-            return True
-        if oldest is None:
+        """Make room by closing whoever has idled longest without a complete request.
+
+        Not one of this turn: the kernel says that descriptors are out before it looks whether anyone
+        waits, so the last one to fit in would always be the one to go.
+        """
+        connections = self._state.connections
+        oldest = min(
+            (one for one in (*connections, *self._handshakes()) if one.idle_since is not None),
+            key=lambda one: one.idle_since or 0.0,
+            default=None,
+        )
+        if oldest is None or (oldest.idle_since or 0.0) >= self._turn_began_at:
             return False
-        oldest.transport.abort()
-        self._state.connections.discard(oldest)
+        if oldest in connections:
+            oldest.transport.abort()
+            connections.discard(oldest)
+        else:
+            self._admitting.pop(oldest).cancel()
         return True
 
     def _refuse(self, connection: socket.socket, denied: Denied, remote: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -100,6 +101,8 @@ def test_max_connections_one_that_never_completed_a_request_makes_room(sent: byt
         hoarders = [wires.enter_context(daemon.connect()) for _ in range(2)]
         for wire in hoarders:
             wire.send(sent)
+        # Where all come in one turn of the loop, the first two are in, and this is one too many.
+        wait_until(lambda: daemon.get("/x/metrics").status == 200, "there was room")
         for _ in range(3):
             daemon.get("/x/metrics").expect_ok(PAGE)
         assert hoarders[0].closes_within(1.0)
@@ -117,6 +120,17 @@ def test_max_connections_a_working_connection_never_makes_room() -> None:
         for wire in working:
             wire.read_reply().expect_ok(PAGE)
         daemon.get("/x/metrics").expect_ok(PAGE)
+
+
+def test_max_connections_of_a_crowd_that_comes_at_once_the_first_are_served() -> None:
+    with proxied(max_connections=2) as (daemon, _), ExitStack() as wires:
+        daemon.process.send_signal(signal.SIGSTOP)
+        crowd = [wires.enter_context(daemon.connect()).send(SCRAPE) for _ in range(5)]
+        daemon.process.send_signal(signal.SIGCONT)
+        for wire in crowd[:2]:
+            wire.read_reply().expect_ok(PAGE)
+        for wire in crowd[2:]:
+            wire.read_reply().expect_refusal(503, "connection_limit")
 
 
 # -- read_header_timeout, keep_alive_timeout

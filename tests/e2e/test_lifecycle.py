@@ -212,6 +212,12 @@ def test_out_of_descriptors_idle_connections_make_room() -> None:
         assert sum("cannot accept" in one for one in daemon.log_lines) < 5
 
 
+def test_out_of_descriptors_whoever_got_the_last_one_is_served() -> None:
+    with proxied() as (daemon, _):
+        limit_descriptors(daemon, 1)
+        daemon.get("/-/healthy").expect_ok()
+
+
 def test_out_of_descriptors_it_waits_without_spinning_and_recovers() -> None:
     go_on = threading.Event()
     with proxied([wait_for(go_on), *respond()]) as (daemon, exporter), ExitStack() as stack:
