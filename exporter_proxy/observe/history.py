@@ -11,10 +11,10 @@ from collections import deque
 from typing import NamedTuple
 
 from exporter_proxy.observe.exchange import Exchange
+from exporter_proxy.observe.recent import RecentScrapes, ScrapeOutcome
 from exporter_proxy.reasons import SCRAPE_ERROR_STATUS, Reason
 
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-RECENT_SCRAPES = 40
 HOUR_MINUTES = 60
 _MINUTE_NSEC = 60 * 10**9
 
@@ -23,22 +23,6 @@ _MINUTE_NSEC = 60 * 10**9
 _SAYS_NOTHING_OF_EXPORTER = frozenset(
     (Reason.CLIENT_GONE, Reason.CLIENT_SLOW, Reason.DRAINING, Reason.SATURATED, Reason.INTERNAL)
 )
-
-
-class ScrapeOutcome(NamedTuple):
-    """One finished scrape as the pages show it. Times in seconds; ``at`` is Unix time."""
-
-    at: float
-    status: int
-    reason: Reason | None
-    message: str
-    excerpt: str
-    connect_seconds: float | None
-    first_byte_seconds: float | None
-    total_seconds: float
-    received_bytes: int
-    sent_bytes: int
-    timeout_seconds: float
 
 
 class HourCount(NamedTuple):
@@ -94,7 +78,7 @@ class ExporterRecord:
         self.last_success = 0.0
         """Unix time; 0 where there was none."""
         self.failing_reason: Reason | None = None
-        self.recent: deque[ScrapeOutcome] = deque(maxlen=RECENT_SCRAPES)
+        self.recent = RecentScrapes()
         self.last_failures: dict[Reason, ScrapeOutcome] = {}
         # The minute that is being counted (of Unix time), and those before it in which there was
         # a scrape: number, succeeded, failed.
@@ -115,21 +99,7 @@ class ExporterRecord:
         self.bucket_counts[bisect_left(DURATION_BUCKETS_SECONDS, total)] += 1
         self.duration_sum_seconds += total
         reason = exchange.reason
-        now = exchange.ended_nsec / 1e9
-        outcome = ScrapeOutcome(
-            now,
-            status,
-            reason,
-            exchange.message,
-            exchange.excerpt,
-            exchange.connect_seconds,
-            exchange.first_byte_seconds,
-            total,
-            exchange.received_bytes,
-            exchange.sent_bytes,
-            exchange.timeout_seconds,
-        )
-        self.recent.append(outcome)
+        self.recent.append(exchange)
         minute = exchange.ended_nsec // _MINUTE_NSEC
         if minute != self._minute:
             self._begin_minute(minute)
@@ -139,7 +109,7 @@ class ExporterRecord:
                 self._minute_failed += 1
                 return None
             self._minute_succeeded += 1
-            self.last_success = now
+            self.last_success = exchange.ended_nsec / 1e9
             if self.failing_reason is None:
                 return None
             change = StateChange("exporter recovered", self.failing_reason)
@@ -147,7 +117,7 @@ class ExporterRecord:
             return change
         self._minute_failed += 1
         self.error_counts[reason] += 1
-        self.last_failures[reason] = outcome
+        self.last_failures[reason] = self.recent.newest
         if reason in _SAYS_NOTHING_OF_EXPORTER:
             return None
         self.up = False

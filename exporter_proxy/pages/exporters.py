@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from exporter_proxy import __version__
 from exporter_proxy.access import is_allowed
-from exporter_proxy.observe.history import ExporterRecord, ScrapeOutcome
+from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.observe.pushprox import PushProxRecord
+from exporter_proxy.observe.recent import ScrapeOutcome
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.scrape.routing import Route
 

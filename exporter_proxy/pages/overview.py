@@ -14,8 +14,8 @@ from typing import Any
 from starlette.types import Scope
 
 from exporter_proxy import __version__
-from exporter_proxy.observe.history import ScrapeOutcome
 from exporter_proxy.observe.pushprox import PushProxRecord
+from exporter_proxy.observe.recent import ScrapeOutcome
 from exporter_proxy.pages.exporters import is_local, rfc3339, state_of, visible_routes
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import ADVICE
@@ -74,7 +74,7 @@ def _link(base: str, path: str) -> str:
 
 def _exporter(route: Route, shows_details: bool, now: float) -> Values:
     record = route.record
-    last = record.recent[-1] if record.recent else None
+    last = record.recent.newest if record.recent else None
     hour = record.last_hour(int(now * 1e9))
     failure = record.latest_failure
     if failure is None and last is not None and last.reason is not None:

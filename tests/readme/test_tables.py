@@ -22,7 +22,7 @@ from exporter_proxy.config.sources import COMMAND_KEYS, FILE_KEYS
 from exporter_proxy.daemon import LAG_SAMPLES
 from exporter_proxy.discover.candidates import EXPORTER_PORTS
 from exporter_proxy.discover.recognise import known_ports
-from exporter_proxy.observe.history import RECENT_SCRAPES
+from exporter_proxy.observe.recent import RECENT_SCRAPES
 from exporter_proxy.pages import PAGES
 from exporter_proxy.pushprox.scrape import MAX_BODY_BYTES, MAX_HELD_BYTES
 from exporter_proxy.reasons import ADVICE, DENIAL_STATUS, RETRY_AFTER_SECONDS, SCRAPE_ERROR_STATUS, Reason

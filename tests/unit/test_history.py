@@ -10,11 +10,11 @@ from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.history import (
     DURATION_BUCKETS_SECONDS,
     HOUR_MINUTES,
-    RECENT_SCRAPES,
     ExporterRecord,
     HourCount,
     StateChange,
 )
+from exporter_proxy.observe.recent import RECENT_SCRAPES
 from exporter_proxy.reasons import SCRAPE_ERROR_STATUS, Reason
 
 NOT_THE_EXPORTER = {
