@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes.exporter import FakeExporter, Script
+from tests.fakes.exporter import EVENT_SECONDS, FakeExporter, Script
 from tests.held import Holds, watching
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
@@ -36,7 +36,7 @@ class DaemonFailed(Exception):
     """The daemon did not do what a test needs in order to go on; its log is in the message."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = EVENT_SECONDS) -> None:
     """Wait for a condition that nothing signals. ``what`` completes "... did not happen"."""
     end = time.monotonic() + timeout_seconds
     while not condition():
@@ -234,14 +234,14 @@ class Daemon:
         parsed = [parse_logfmt(line) for line in [*self.log_lines]]
         return [fields for fields in parsed if fields.get("msg") == message]
 
-    def wait_for_log(self, text: str, timeout_seconds: float = 5.0) -> str:
+    def wait_for_log(self, text: str, timeout_seconds: float = EVENT_SECONDS) -> str:
         """The first line of the log with this text in it."""
         self._wait(
             lambda: any(text in line for line in self.log_lines), timeout_seconds, f"never logged {text!r}"
         )
         return next(line for line in self.log_lines if text in line)
 
-    def wait_for_output(self, text: str, timeout_seconds: float = 5.0) -> str:
+    def wait_for_output(self, text: str, timeout_seconds: float = EVENT_SECONDS) -> str:
         """The first line of standard output with this text in it."""
         self._wait(
             lambda: any(text in line for line in self.output_lines), timeout_seconds, f"never wrote {text!r}"

@@ -169,7 +169,7 @@ def test_a_megabyte_of_headers() -> None:
             with daemon.connect() as wire:
                 reply = wire.exchange(SCRAPE[:-2] + block + b"\r\n").expect_refusal(431, "bad_request")
                 assert reply.ended_after_seconds < 1.0
-                assert wire.closes_within(1.0)
+                assert wire.closes_within(3.0)
         assert len(exporter.requests) == 1, "the one that went before"
 
 
@@ -210,7 +210,7 @@ def test_requests_ahead_of_their_answers_are_bounded() -> None:
             replies.append(wire.read_reply())
         replies[-1].expect_refusal(400, "bad_request")
         assert 100 < len(replies) <= 1_000
-        assert wire.closes_within(1.0)
+        assert wire.closes_within(3.0)
         assert len(exporter.requests) == len(replies) - 1
 
 

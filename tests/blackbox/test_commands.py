@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.fakes.exporter import EVENT_SECONDS
 from tests.wire import Reply, Wire, request
 
 ERRORS = "exporter_proxy_scrape_errors_total"
@@ -71,7 +72,7 @@ def is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def nothing_left(daemon: Daemon, timeout_seconds: float = 3.0) -> Iterator[None]:
+def nothing_left(daemon: Daemon, timeout_seconds: float = EVENT_SECONDS) -> Iterator[None]:
     """What the block does leaves neither a process, zombies included, nor a descriptor."""
     daemon.get("/-/healthy").expect_ok()
     before = daemon.fd_count()

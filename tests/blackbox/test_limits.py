@@ -88,7 +88,7 @@ def test_max_connections_the_connection_idling_longest_makes_room() -> None:
             wire.exchange(SCRAPE).expect_ok(PAGE)
         with daemon.connect() as fourth:
             fourth.exchange(SCRAPE).expect_ok(PAGE)
-            assert second.closes_within(1.0), "it had been idle for longest"
+            assert second.closes_within(3.0), "it had been idle for longest"
             first.exchange(SCRAPE).expect_ok(PAGE)
             third.exchange(SCRAPE).expect_ok(PAGE)
 
@@ -105,7 +105,7 @@ def test_max_connections_one_that_never_completed_a_request_makes_room(sent: byt
         wait_until(lambda: daemon.get("/x/metrics").status == 200, "there was room")
         for _ in range(3):
             daemon.get("/x/metrics").expect_ok(PAGE)
-        assert hoarders[0].closes_within(1.0)
+        assert hoarders[0].closes_within(3.0)
 
 
 def test_max_connections_a_working_connection_never_makes_room() -> None:
@@ -115,7 +115,7 @@ def test_max_connections_a_working_connection_never_makes_room() -> None:
         exporter.wait_for_requests(2)
         with daemon.connect() as third:
             third.exchange(SCRAPE).expect_refusal(503, "connection_limit")
-            assert third.closes_within(1.0)
+            assert third.closes_within(3.0)
         free.set()
         for wire in working:
             wire.read_reply().expect_ok(PAGE)
@@ -156,7 +156,7 @@ def test_read_header_timeout_is_for_the_whole_head(data: bytes, interval_seconds
             wire.sock.sendall(bytes([byte]))
         wire.read_reply().expect_refusal(408, "header_timeout")
         assert 0.25 < time.monotonic() - started < 0.9
-        assert wire.closes_within(1.0)
+        assert wire.closes_within(3.0)
         daemon.wait_for_metric(1, DENIED, reason="header_timeout")
         assert exporter.requests == []
 
@@ -177,7 +177,7 @@ def test_read_header_timeout_does_not_end_an_idle_connection_but_its_next_slow_h
         assert not wire.closes_within(0.6), "between two requests keep_alive_timeout holds"
         wire.exchange(SCRAPE).expect_ok(PAGE)
         wire.exchange(SCRAPE[:20]).expect_refusal(408, "header_timeout")
-        assert wire.closes_within(1.0)
+        assert wire.closes_within(3.0)
 
 
 def test_read_header_timeout_does_not_end_a_scrape() -> None:
@@ -214,7 +214,7 @@ def test_max_header_bytes_is_answered_431_without_waiting(
     with daemon.connect() as wire:
         reply = wire.exchange(OVER[name]).expect_refusal(431, "bad_request")
         assert reply.ended_after_seconds < 1.0
-        assert wire.closes_within(1.0)
+        assert wire.closes_within(3.0)
     assert exporter.requests == []
 
 

@@ -69,7 +69,7 @@ def scrape_in_two_steps(
         wire.read_head()
         relayed.set()
         reply = wire.read_reply()
-        assert wire.closes_within(1.0)
+        assert wire.closes_within(3.0)
         return reply
 
 

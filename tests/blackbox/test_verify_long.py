@@ -144,7 +144,7 @@ def scrape_in_two_parts(
         wire.send(sent).read_head()  # so it is being passed on
         relayed.set()
         reply = wire.read_reply()
-        assert reply.complete or wire.closes_within(1.0)
+        assert reply.complete or wire.closes_within(3.0)
         return reply
 
 

@@ -27,6 +27,9 @@ POLL_SECONDS = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER with zero seconds: close() sends RST instead of FIN."""
 
+EVENT_SECONDS = 15.0
+"""What has not come by then does not come: generous, for a test that passes waits for none of it."""
+
 PAGE = b"# HELP fake_up Whether the fake exporter is up.\n# TYPE fake_up gauge\nfake_up 1\n"
 EXPOSITION = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 
@@ -344,7 +347,7 @@ class FakeExporter:
             self.connections = [*self._live]
             self.requests = []
 
-    def wait_for_requests(self, count: int = 1, timeout_seconds: float = 5.0) -> list[Request]:
+    def wait_for_requests(self, count: int = 1, timeout_seconds: float = EVENT_SECONDS) -> list[Request]:
         with self._changed:
             enough = self._changed.wait_for(lambda: len(self.requests) >= count, timeout_seconds)
             assert enough, f"the exporter received {len(self.requests)} requests, not {count}"
