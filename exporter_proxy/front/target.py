@@ -7,7 +7,6 @@ which host or path is meant (RFC 9112 section 3.2), and what it refuses is put i
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import httptools
 
@@ -25,19 +24,13 @@ _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)\Z", re.IGNORECASE | re.D
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 
 
-class HeaderLines(NamedTuple):
-    """What the lines of a head say of the request itself."""
-
-    host: bytes | None
-    has_body: bool
-    head_bytes: int
-    """Of all lines and of the request target."""
-
-
 def read_header_lines(
     exchange: Exchange, target: bytes, headers: Headers, max_header_bytes: int
-) -> HeaderLines:
-    """Read the header lines of a request, names in lower case. Raises Denied."""
+) -> tuple[bytes | None, bool, int]:
+    """What the header lines say of the request itself, names in lower case. Raises Denied.
+
+    That is its Host, whether it has a body, and the bytes of all lines and of the request target.
+    """
     host: bytes | None = None
     has_body = False
     head_bytes = len(target)
@@ -57,7 +50,7 @@ def read_header_lines(
                 raise Denied(Reason.BAD_REQUEST, "a Transfer-Encoding other than chunked")
     if head_bytes > max_header_bytes or len(headers) > MAX_HEADER_LINES:
         raise head_too_large(max_header_bytes)
-    return HeaderLines(host, has_body, head_bytes)
+    return host, has_body, head_bytes
 
 
 def version_problem(version: str, target: bytes, raw_head: bytes) -> Denied | None:
