@@ -43,6 +43,7 @@ from tests.properties.many_exporters import SORTS, ManyExporters, Outcome, faile
 from tests.wire import Reply, Wire, request
 
 CONNECTIONS_AT_MOST = 6
+MAX_CONNECTIONS = 12
 TOKEN = ("Authorization", "Bearer right")
 A_MOMENT = ("X-Prometheus-Scrape-Timeout-Seconds", "0.3")
 COUNTED = tuple(
@@ -123,6 +124,7 @@ class DrivenDaemon(RuleBasedStateMachine):
         section = {
             "shutdown_timeout": "30s",
             "read_header_timeout": "1m",
+            "max_connections": MAX_CONNECTIONS,
             "access_log": {"format": "json", "path": str(self.site / "access.log")},
             "exporters": self.model.section(changed),
         }
@@ -221,7 +223,7 @@ class DrivenDaemon(RuleBasedStateMachine):
         if not scrape.waits_for_slot and not scrape.is_shared:
             self.arrived(scrape)
         elif not said.is_impatient:
-            self.check_counts()  # it is in the queue, before another that is yet to be sent
+            self.wait_until_in_flight(scrape.route.name)  # before another that is yet to be sent
         if said.is_impatient:
             outcome = SATURATED if scrape.waits_for_slot else TIMEOUT
             if said.exporter in ("gated", "limited") and not scrape.waits_for_slot:
@@ -239,6 +241,17 @@ class DrivenDaemon(RuleBasedStateMachine):
 
     def finish(self, client: Client, outcome: Outcome, text: bytes = b"") -> None:
         """Its scrape ends like this; then what was sent ahead has its turn."""
+        self.finish_all([(client, outcome)], text)
+
+    def finish_all(self, ends: Sequence[tuple[Client, Outcome]], text: bytes = b"") -> None:
+        """These scrapes end at once: what was sent ahead has its turn once the model knows of all."""
+        for client, outcome in ends:
+            self.end_scrape(client, outcome, text)
+        for client, _ in ends:
+            if client in self.clients:
+                self.advance(client)
+
+    def end_scrape(self, client: Client, outcome: Outcome, text: bytes) -> None:
         scrape = client.scrape
         assert scrape is not None
         client.scrape = None
@@ -247,8 +260,6 @@ class DrivenDaemon(RuleBasedStateMachine):
         following = self.model.end(scrape, outcome)
         if following is not None:
             self.arrived(following)
-        if client in self.clients:
-            self.advance(client)
 
     def expect(
         self, client: Client, outcome: Outcome, text: bytes | Callable[[], bytes], method: str = "GET"
@@ -283,8 +294,7 @@ class DrivenDaemon(RuleBasedStateMachine):
             self.finish(client, Outcome(), held.page)
             return
         flight.kept = held.page
-        for one in self.of_flight(flight):
-            self.finish(one, Outcome(), held.page)
+        self.finish_all([(one, Outcome()) for one in self.of_flight(flight)], held.page)
 
     def drop(self, client: Client, how: str = "close") -> None:
         self.clients.remove(client)
@@ -333,6 +343,29 @@ class DrivenDaemon(RuleBasedStateMachine):
     def of_flight(self, flight: Flight) -> list[Client]:
         return [one for one in self.clients if one.scrape is not None and one.scrape.flight is flight]
 
+    def crowd_in(self, too_many: int) -> None:
+        """So many connections at once that all who idle give way, and ``too_many`` find no room even so."""
+        idle = [client for client in self.clients if client.scrape is None]
+        room = MAX_CONNECTIONS - (len(self.clients) - len(idle))
+        self.daemon.process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.daemon.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it was stopped")
+        crowd = [self.connect().send(request("/-/healthy")) for _ in range(room + too_many)]
+        self.daemon.process.send_signal(signal.SIGCONT)
+        for wire in crowd[:room]:
+            wire.read_reply().expect_ok()
+            self.model.requests += 1
+        for wire in crowd[room:]:
+            wire.read_reply().expect_refusal(503, "connection_limit")
+            self.model.deny("connection_limit")
+        for client in [*idle, self.watch]:
+            assert client.wire.closes_within(5)
+            client.wire.close()
+        self.clients = [client for client in self.clients if client not in idle]
+        for wire in crowd:
+            wire.close()
+        self.watch = Client(self.connect())
+
     # Reloads, and what is left
 
     def reload(self, how: str, problems: int = 0) -> None:
@@ -350,11 +383,19 @@ class DrivenDaemon(RuleBasedStateMachine):
         )
         self.model.is_last_reload_good = not problems
 
+    def in_flight(self) -> Counter[str]:
+        """How many scrapes are under way, by exporter."""
+        scrapes = [client.scrape for client in self.clients if client.scrape is not None]
+        return Counter(scrape.route.name for scrape in scrapes if self.is_counted(scrape))
+
+    def wait_until_in_flight(self, name: str) -> None:
+        """Until this exporter's last scrape has begun; what others sent ahead may have begun, too."""
+        count, key = self.in_flight()[name], ("scrapes_in_flight", name)
+        wait_until(lambda: self.metrics().get(key, 0) >= count, f"{count} scrapes of {name} had begun")
+
     def check_counts(self) -> None:
         expected = self.model.expected_metrics(len(self.clients) + 1)
-        scrapes = [client.scrape for client in self.clients if client.scrape is not None]
-        in_flight = Counter(scrape.route.name for scrape in scrapes if self.is_counted(scrape))
-        expected |= {("scrapes_in_flight", name): count for name, count in in_flight.items()}
+        expected |= {("scrapes_in_flight", name): count for name, count in self.in_flight().items()}
         end = time.monotonic() + 10
         while (found := self.metrics()) != expected and time.monotonic() < end:
             time.sleep(0.01)

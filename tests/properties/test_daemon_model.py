@@ -141,6 +141,11 @@ class DaemonMachine(DrivenDaemon):
         self.model.deny("bad_request")
         self.drop(client)
 
+    @precondition(lambda self: self.trusting is None)  # a stopped daemon shakes no hands
+    @rule(too_many=st.integers(0, 3))
+    def a_crowd_comes(self, too_many: int) -> None:
+        self.crowd_in(too_many)
+
     @precondition(lambda self: self.clients)
     @rule(pick=PICK, how=st.sampled_from(["close", "reset", "half-close"]))
     def leaves(self, pick: int, how: str) -> None:
@@ -162,8 +167,7 @@ class DaemonMachine(DrivenDaemon):
         others = [(client, DEAD) for client in self.busy("stuck")]
         others += [(client, failed(502, "truncated")) for client in self.busy("flown")]
         self.exporters.restart()
-        for client, outcome in [(client, CUT) for client in cut] + others:
-            self.finish(client, outcome)
+        self.finish_all([(client, CUT) for client in cut] + others)
 
     @rule(
         what=st.sampled_from(["exporter", "exporter", "token", "address", "limits", "entries", "nothing"]),
