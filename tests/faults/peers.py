@@ -40,8 +40,7 @@ from tests.faults.target import (
 from tests.faults.ways import CERTIFICATE_NAME, GZIP_PAGE, certificate
 
 LIMIT_SECONDS = 0.5
-"""Of those who cannot take it from Prometheus: half of what ``ANNOUNCED_SECONDS`` says."""
-ANNOUNCED_SECONDS = 1.0
+"""Of those who cannot take it from Prometheus: half of what scrapers say here that they wait."""
 EXECUTABLES = {NGINX: "nginx", HAPROXY: "haproxy", EXPORTER_EXPORTER: "prometheus-exporter-exporter"}
 """Debian's packages are called so, too."""
 VERSION_OPTIONS = {NGINX: "-v", HAPROXY: "-v", EXPORTER_EXPORTER: "-version"}
@@ -305,7 +304,6 @@ def serving(name: str, way: str) -> Iterator[Target]:
                     GZIP_PAGE if way == GZIP else Page(),
                     path_format=PATHS.get(name, "/{}/metrics"),
                     exporter_host=_host(place),
-                    announced_seconds=ANNOUNCED_SECONDS,
                 )
                 _check(target, program)
                 yield target

@@ -160,8 +160,10 @@ class Target:
     """What scrapers send as Host."""
     exporter_host: str = ""
     """What the exporter has to see as Host."""
-    announced_seconds: float = 0.6
-    """What scrapers in a hurry say that they wait; HAProxy's language has whole seconds only."""
+    announced_seconds: float = 1.0
+    """What scrapers in a hurry say that they wait; HAProxy's language has whole seconds only, and of less an
+    answer through PushProx would have less than half a second to arrive.
+    """
     in_flight: Callable[[], int] | None = None
     """How many scrapes are under way, where several are to share an answer."""
 
