@@ -168,7 +168,7 @@ def test_a_megabyte_of_headers() -> None:
         ):
             with daemon.connect() as wire:
                 reply = wire.exchange(SCRAPE[:-2] + block + b"\r\n").expect_refusal(431, "bad_request")
-                assert reply.ended_after_seconds < 1.0
+                assert reply.ended_after_seconds < 2.0
                 assert wire.closes_within(3.0)
         assert len(exporter.requests) == 1, "the one that went before"
 

@@ -256,7 +256,7 @@ def test_what_a_command_leaves_in_the_background_goes_with_it(
     path = program("sleep 300 >/dev/null 2>&1 & echo $! >> pids; echo 'a 1'")
     with commanded(path, loop, working_dir=str(tmp_path)) as daemon, nothing_left(daemon):
         reply = daemon.get("/x/metrics").expect_ok(b"a 1\n")
-        assert reply.ended_after_seconds < 0.9
+        assert reply.ended_after_seconds < 3
         wait_until(lambda: not any(map(is_alive, written_pids(tmp_path / "pids", 1))), "it is gone")
 
 

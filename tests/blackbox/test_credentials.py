@@ -316,7 +316,7 @@ def test_a_flood_of_wrong_passwords_holds_up_neither_known_scrapers_nor_probes(p
             daemon.get("/x/metrics", known).expect_ok()
             daemon.get("/x/metrics", RIGHT).expect_ok()
             daemon.get("/-/ready").expect_ok()
-            assert time.monotonic() - started < 1.0
+            assert time.monotonic() - started < 2.0
         assert not flood[90].readable_within(0), "the flood was over too soon to show anything"
         replies = [wire.read_reply() for wire in flood]
     statuses = {reply.status for reply in replies}

@@ -196,7 +196,7 @@ def test_a_pipe_does_not_hold_it_up(daemon: Daemon, directory: Path) -> None:
     os.mkfifo(directory / "b.prom")
     began = time.monotonic()
     refused(daemon, "connect", f"{directory}/b.prom: not a regular file")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root reads every file")

@@ -45,7 +45,7 @@ def test_max_response_bytes_judges_the_announced_length_before_the_body_comes() 
     announced = response_head(200, [("Content-Length", "1025")])
     with proxied([send(announced), stall()], defaults={"max_response_bytes": "1KiB"}) as (daemon, exporter):
         reply = daemon.get("/x/metrics").expect_refusal(502, "too_large", "x")
-        assert reply.ended_after_seconds < 1.0
+        assert reply.ended_after_seconds < 2.0
         assert "1025" in reply.body.decode()
         assert exporter.connections[0].closed_by_peer.wait(1.0)
 
@@ -75,7 +75,7 @@ def test_max_concurrent_of_one_exporter_does_not_hold_up_another() -> None:
                 wires.enter_context(daemon.connect()).send(request("/stuck/metrics"))
             stuck.wait_for_requests()
             reply = daemon.get("/lively/metrics").expect_ok(PAGE)
-            assert reply.ended_after_seconds < 1.0
+            assert reply.ended_after_seconds < 2.0
 
 
 # -- max_connections
@@ -213,7 +213,7 @@ def test_max_header_bytes_is_answered_431_without_waiting(
 ) -> None:
     with daemon.connect() as wire:
         reply = wire.exchange(OVER[name]).expect_refusal(431, "bad_request")
-        assert reply.ended_after_seconds < 1.0
+        assert reply.ended_after_seconds < 2.0
         assert wire.closes_within(3.0)
     assert exporter.requests == []
 

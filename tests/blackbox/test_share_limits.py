@@ -253,7 +253,7 @@ def test_what_is_refused_is_not_waited_for(
     """As without share_for: when it is clear that nothing comes of it, its end need not be awaited."""
     exporter.play([send(sent), stall()])
     reply = daemon.get(f"/small/metrics{query}", seconds(3)).expect_refusal(status, reason, "small")
-    assert reply.ended_after_seconds < 1.0
+    assert reply.ended_after_seconds < 2.0
     assert exporter.connections[-1].closed_by_peer.wait(1.0)
 
 

@@ -32,7 +32,7 @@ from tests.wire import Reply, Wire, request
 
 LOGGED = {"format": "json", "fields": ["status", "reason"]}
 SCRAPE = request("/x/metrics")
-HURRIED = request("/x/metrics", ("X-Prometheus-Scrape-Timeout-Seconds", "0.6"))
+HURRIED = request("/x/metrics", ("X-Prometheus-Scrape-Timeout-Seconds", "1"))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def test_status_saturated() -> None:
         reply = daemon.exchange(HURRIED).expect_refusal(503, "saturated", "x")
         assert int(reply.header("retry-after") or 0) >= 1
         assert "max_concurrent" in reply.body.decode()
-        assert 0.29 < reply.ended_after_seconds < 0.55, "within its own deadline, before the scraper gives up"
+        assert 0.49 < reply.ended_after_seconds < 0.95, "within its own deadline, before the scraper gives up"
         expect_accounted(daemon, 503, "saturated", denied=False)
 
 
