@@ -10,7 +10,7 @@ run together, and lines that no Prometheus parses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from exporter_proxy.scrape.exposition.content_type import Format, format_of
 from exporter_proxy.scrape.exposition.gunzip import GzipVerifier
@@ -58,15 +58,15 @@ class _UndecodedVerifier:
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """See ``Verifier.feed``."""
+        for _ in self.feed_in_steps(chunk):
+            pass
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterator[None]:
+        """See ``Verifier.feed_in_steps``."""
         try:
-            self._inner.feed(chunk)
+            yield from self._inner.feed_in_steps(chunk)
         except Malformed as fault:
             raise self._explained(fault) from None
-
-    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
-        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
-        self.feed(chunk)
-        return ()
 
     def finish(self) -> None:
         """See ``Verifier.finish``."""

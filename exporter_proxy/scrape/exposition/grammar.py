@@ -56,6 +56,9 @@ _FAMILIAR = {
 }
 _INFINITE = (float("inf"), float("-inf"))
 
+MAX_LABELS = 2000
+"""The patterns take a thousand. With so many, an entry and all behind it pass unjudged."""
+
 
 class Rejected(Exception):
     """``step`` found a fault at position ``at``."""
@@ -76,6 +79,10 @@ class Incomplete(Exception):
     def __init__(self, *, ends_at_line_break: bool = True) -> None:
         super().__init__()
         self.ends_at_line_break = ends_at_line_break
+
+
+class TooManyLabels(Exception):
+    """``step`` does not read the entry to its end: at 2 us a label it would hold up the event loop."""
 
 
 class EndOfPage(Exception):
@@ -103,7 +110,7 @@ class Grammar(Protocol):
         """Read the entry of ``data`` that begins at ``at``; return where the next one begins.
 
         Nothing at or after ``end`` is looked at; before it there is a line break, or more
-        than any keyword. Raises ``Rejected``, ``Incomplete`` or ``EndOfPage``.
+        than any keyword. Raises ``Rejected``, ``Incomplete``, ``TooManyLabels`` or ``EndOfPage``.
         """
 
 

@@ -62,7 +62,7 @@ class GzipVerifier:
                 raise Malformed(
                     None, "", f"not a gzip body, though that is its Content-Encoding: {reason}"
                 ) from None
-            self._pass_on(decoded)
+            yield from self._pass_on(decoded)
             if self._decoder.eof:
                 self._members += 1
                 self._in_member = False
@@ -74,8 +74,8 @@ class GzipVerifier:
             if len(decoded) == _OUTPUT_SLICE_BYTES:
                 yield
 
-    def _pass_on(self, decoded: bytes) -> None:
+    def _pass_on(self, decoded: bytes) -> Iterator[None]:
         self._decoded_bytes += len(decoded)
         if self._decoded_bytes > self._max_decoded_bytes:
             raise TooLarge(self._max_decoded_bytes)
-        self._inner.feed(decoded)
+        yield from self._inner.feed_in_steps(decoded)

@@ -8,7 +8,8 @@ for more. Entries longer than ``ENTRY_LIMIT_BYTES`` are let through unjudged.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+import re
+from collections.abc import Generator, Iterator
 from typing import NoReturn
 
 from exporter_proxy.scrape.exposition.grammar import (
@@ -18,7 +19,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     Grammar,
     Incomplete,
     Rejected,
-    match_end,
+    TooManyLabels,
 )
 from exporter_proxy.scrape.exposition.verdict import Malformed, excerpt_of
 
@@ -32,6 +33,10 @@ ODD_ENTRIES_LIMIT = 10_000
 """After so many entries that only ``Grammar.step`` can read, at some 10 us each, all the rest
 passes. No exporter writes a page of such entries, but one could be made to hold up the
 event loop."""
+
+ROUNDS_A_STEP = 4
+"""A step of ``feed_in_steps`` matches so often, up to a thousand entries each time: 1 ms, at worst some 5."""
+ODD_ENTRIES_A_STEP = 200
 
 _KEEP_BYTES = 1 << 18
 _KEEP_BLOCKS = 64
@@ -64,6 +69,11 @@ class LineVerifier:
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """Check as much as is complete. Raises ``Malformed``."""
+        for _ in self.feed_in_steps(chunk):
+            pass
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterator[None]:
+        """See ``Verifier.feed_in_steps``; most parts of a body are one step."""
         data = chunk if isinstance(chunk, bytes) else bytes(chunk)
         if not data or self._unjudged:
             return
@@ -85,12 +95,7 @@ class LineVerifier:
             if waits and self._pending_bytes <= ENTRY_LIMIT_BYTES:
                 return
             data = b"".join(self._pending)
-        self._judge(data, data.rfind(b"\n") + 1)
-
-    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
-        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
-        self.feed(chunk)
-        return ()
+        yield from self._judge(data, data.rfind(b"\n") + 1)
 
     def finish(self) -> None:
         """Check what is left, and that the page is whole. Raises ``Malformed``."""
@@ -102,16 +107,17 @@ class LineVerifier:
             if not rest.endswith(b"\n"):
                 # Prometheus does the same: the last line break may be missing.
                 rest += b"\n"
-            self._judge(rest, len(rest))
+            for _ in self._judge(rest, len(rest)):
+                pass
             if self._pending:
                 line, excerpt = self._count_lines() + 1, excerpt_of(self._pending[0], 0, 0)
                 raise Malformed(line, excerpt, "the body ends inside quotes or braces")
         if self._grammar.needs_end and not self._ended:
             raise Malformed(max(self._count_lines(), 1), "", "the body does not end with # EOF")
 
-    def _judge(self, block: bytes, end: int) -> None:
+    def _judge(self, block: bytes, end: int) -> Iterator[None]:
         """Check the whole lines ``block[:end]`` and set aside what is incomplete."""
-        at = self._judge_entries(block, end)
+        at = yield from self._judge_entries(block, end)
         if self._ended:
             self._reject_after_end(block, at)
         rest = b"" if self._ended or self._unjudged else block[at:]
@@ -121,7 +127,7 @@ class LineVerifier:
         if len(rest) > ENTRY_LIMIT_BYTES:
             self._let_pass(rest)
 
-    def _judge_entries(self, block: bytes, end: int) -> int:
+    def _judge_entries(self, block: bytes, end: int) -> Generator[None, None, int]:
         """The position after the last whole entry of ``block[:end]``."""
         grammar = self._grammar
         pattern = grammar.canonical if BACKSLASH in block or NUL in block else grammar.plain
@@ -131,16 +137,21 @@ class LineVerifier:
             while at < end:
                 if valid_to <= at:
                     valid_to = _valid_utf8_to(block, at, end)
-                at = match_end(pattern, block, at, valid_to)
+                at = yield from _match_entries(pattern, block, at, valid_to)
                 if at < valid_to and pattern is not grammar.general:
                     pattern = grammar.general
-                    at = match_end(pattern, block, at, valid_to)
+                    at = yield from _match_entries(pattern, block, at, valid_to)
                 if at < end:
                     at = grammar.step(block, at, end)
                     self._odd_entries += 1
                     if self._odd_entries > ODD_ENTRIES_LIMIT:
                         self._unjudged = True
                         return at
+                    if self._odd_entries % ODD_ENTRIES_A_STEP == 0:
+                        yield
+        except TooManyLabels:
+            self._unjudged = True
+            return at
         except Incomplete:
             pass
         except EndOfPage as last:
@@ -173,6 +184,8 @@ class LineVerifier:
         except Incomplete as cut:
             self._skips_line = cut.ends_at_line_break
             self._unjudged = not cut.ends_at_line_break
+        except TooManyLabels:
+            self._unjudged = True
         except EndOfPage:
             self._ended = True
         except Rejected as fault:
@@ -186,6 +199,17 @@ class LineVerifier:
         # Prometheus's lexer drops NULs there, as padding of a fixed buffer would be.
         if self._grammar.needs_end and data[at:].strip(b"\0"):
             raise Malformed(self._count_lines() + 1, "", "something follows # EOF")
+
+
+def _match_entries(pattern: re.Pattern[bytes], block: bytes, at: int, end: int) -> Generator[None, None, int]:
+    """The position after all entries that ``pattern`` matches from ``at`` on, some thousands in a step."""
+    rounds = 0
+    while (found := pattern.match(block, at, end)) and found.end() > at:
+        at = found.end()
+        rounds += 1
+        if rounds % ROUNDS_A_STEP == 0:
+            yield
+    return at
 
 
 def _valid_utf8_to(data: bytes, at: int, end: int) -> int:

@@ -21,6 +21,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     LABEL_NAME,
     LEFT_BRACE,
     LF,
+    MAX_LABELS,
     NAME,
     QUOTE,
     QUOTED,
@@ -31,6 +32,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     EndOfPage,
     Incomplete,
     Rejected,
+    TooManyLabels,
     after_quoted,
     check_utf8,
     keyword,
@@ -162,7 +164,7 @@ def _exemplar_ahead(data: bytes, at: int, end: int) -> bool:
 
 def _labels(value_body: re.Pattern[bytes], data: bytes, at: int, end: int, *, named: bool) -> int:
     """The position after the brace that closes the labels; ``named``: the metric has its name."""
-    while True:
+    for _ in range(MAX_LABELS):
         if at == end:
             raise Incomplete(ends_at_line_break=False)
         first = data[at]
@@ -192,6 +194,7 @@ def _labels(value_body: re.Pattern[bytes], data: bytes, at: int, end: int, *, na
             at += 1
         elif data[at] != RIGHT_BRACE:
             raise Rejected(at, "expected a comma or a closing brace after a label")
+    raise TooManyLabels
 
 
 def _label_value(value_body: re.Pattern[bytes], data: bytes, at: int, end: int) -> int:

@@ -8,13 +8,17 @@ name, help and type only where the family has a metric.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import NoReturn
 
 from exporter_proxy.scrape.exposition.verdict import Malformed
 
 _STRING_LIMIT_BYTES = 1 << 18
 """A name, help or unit that is longer is let through unjudged."""
+
+FIELDS_A_STEP, METRICS_A_STEP = 1000, 4000
+"""A step of ``feed_in_steps`` reads so many fields or steps over so many metrics: 1 ms."""
+_STRETCH_BYTES = 1 << 13
 
 _MAX_LENGTH_BYTES = 5
 _MAX_VARINT_BYTES = 10
@@ -58,6 +62,11 @@ class ProtobufVerifier:
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """Check as much as is complete. Raises ``Malformed``."""
+        for _ in self.feed_in_steps(chunk):
+            pass
+
+    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterator[None]:
+        """See ``Verifier.feed_in_steps``; most parts of a body are one step."""
         data = chunk if isinstance(chunk, bytes) else bytes(chunk)
         if not data:
             return
@@ -69,20 +78,20 @@ class ProtobufVerifier:
             data = b"".join(self._pieces)
         at = 0
         self._need = 0
+        fields, metrics_before = 0, self.metrics
         try:
             while at < len(data):
                 at = self._step(data, at)
+                fields += 1
+                if fields > FIELDS_A_STEP or self.metrics - metrics_before > METRICS_A_STEP:
+                    yield
+                    fields, metrics_before = 0, self.metrics
         except _NeedsMore as more:
             self._need = more.count
         self._offset += at
         rest = data[at:]
         self._pieces = [rest] if rest else []
         self._have = len(rest)
-
-    def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
-        """See ``Verifier.feed_in_steps``; all in one, for nothing is decoded here."""
-        self.feed(chunk)
-        return ()
 
     def finish(self) -> None:
         """Check that the last message was whole. Raises ``Malformed``."""
@@ -169,7 +178,8 @@ class ProtobufVerifier:
         Those of 16 KiB and more, or that are not as they should be, are left to ``_field``.
         """
         size, left = len(data), self._left or 0
-        while left and at + 3 <= size and data[at] == _METRIC_TAG:
+        until = min(size - 2, at + _STRETCH_BYTES)
+        while left and at < until and data[at] == _METRIC_TAG:
             length = data[at + 1]
             head_bytes = 2
             if length > 0x7F:

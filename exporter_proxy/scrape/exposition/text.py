@@ -21,6 +21,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     LABEL_NAME,
     LEFT_BRACE,
     LF,
+    MAX_LABELS,
     NAME,
     NUL,
     QUOTE,
@@ -31,6 +32,7 @@ from exporter_proxy.scrape.exposition.grammar import (
     EndOfPage,
     Incomplete,
     Rejected,
+    TooManyLabels,
     after_quoted,
     check_utf8,
     keyword,
@@ -133,7 +135,7 @@ class TextGrammar:
 
 def _labels(data: bytes, at: int, end: int, *, named: bool) -> int:
     """The position after the brace that closes the labels; ``named``: the metric has its name."""
-    while True:
+    for _ in range(MAX_LABELS):
         at = _skip(_blanks, data, at, end)
         if at == end:
             raise Incomplete(ends_at_line_break=False)
@@ -159,6 +161,7 @@ def _labels(data: bytes, at: int, end: int, *, named: bool) -> int:
         if data[at] != EQUALS:
             raise Rejected(at, "expected = after a label name")
         at = _label_value(data, at + 1, end)
+    raise TooManyLabels
 
 
 def _label_value(data: bytes, at: int, end: int) -> int:

@@ -22,7 +22,8 @@ class Verifier(Protocol):
     def feed_in_steps(self, chunk: bytes | memoryview) -> Iterable[None]:
         """As ``feed``, but to be iterated over, with little work from one item to the next.
 
-        A few KiB of gzip can decode to many MiB. An event loop can run others in between.
+        A few KiB of gzip can decode to many MiB, and some of it is a thousand times the work of a usual
+        line. An event loop can run others in between.
         """
 
     def finish(self) -> None:
