@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 import zlib
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tests.soak.client import Answer, Client
 from tests.soak.exporters import CHECKSUM
 from tests.soak.ledger import clock
 from tests.soak.site import Site
+from tests.soak.worker import Worker
 
 PAUSE_SECONDS = 0.4
 GZIP = ("Accept-Encoding", "gzip")
@@ -38,12 +38,12 @@ class Check:
         return self.status == 200 and self.is_complete
 
 
-class Checker:
-    """A thread from ``start`` to ``stop``."""
+class Checker(Worker):
+    """Scrapes what carries a checksum, and the others."""
 
     def __init__(self, site: Site, client: Client, seed: int) -> None:
+        super().__init__("checker", site.ledger)
         self._client = client
-        self._ledger = site.ledger
         self._names = list(site.exporters)  # a command takes no number
         self._chance = random.Random(seed)
         self.checks: list[Check] = []
@@ -51,16 +51,6 @@ class Checker:
         """How many pages were found to be what their checksum says."""
         self.serial = 0
         """Of the certificate that was shown last."""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="checker")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._chance.random() * 2 * PAUSE_SECONDS):

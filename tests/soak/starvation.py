@@ -7,13 +7,13 @@ nobody's fault here; what is under way then may fail, and is accounted for all t
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.soak.ledger import EVERYTHING, Cost, Ledger, Window
+from tests.soak.worker import Worker
 
 FAULT = "machine busy"
 STEP_SECONDS = 0.25
@@ -23,22 +23,12 @@ MARGIN_SECONDS = 1.0
 """A scrape takes a second at most, so that one which was held up is over by then."""
 
 
-class Starvation:
-    """A thread from ``start`` to ``stop`` that looks at all descendants of this process."""
+class Starvation(Worker):
+    """Looks at all descendants of this process."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        super().__init__("starvation", ledger)
         self._window: Window | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starvation")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def _run(self) -> None:
         then, before = time.time(), waited_seconds()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import h11
 from tests.soak.client import Client, Samples
 from tests.soak.ledger import clock
 from tests.soak.site import Site
+from tests.soak.worker import Worker
 
 PAUSE_SECONDS = 1.0
 COUNTERS = ("exporter_proxy_scrapes_total", "exporter_proxy_requests_denied_total")
@@ -41,10 +41,11 @@ class Look:
     descriptors: int
 
 
-class Watch:
-    """A thread from ``start`` to ``stop``."""
+class Watch(Worker):
+    """Reads the daemon's counters and what the kernel has of it."""
 
     def __init__(self, site: Site, client: Client) -> None:
+        super().__init__("watch", site.ledger)
         self._daemon = site.daemon
         self._directory = site.directory
         self._client = client
@@ -52,16 +53,6 @@ class Watch:
         self.looks: list[Look] = []
         self.unanswered: set[int] = set()
         """Numbers of the requests whose answer did not come."""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def read(self) -> Samples | None:
         """One reading now, which is also kept; all samples of it, ``None`` where no answer came."""
@@ -85,7 +76,7 @@ class Watch:
             pid = self._daemon.pid
             try:
                 look = Look(time.time(), pid, resident_bytes(pid), len(descriptors(pid)))
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # it was killed this moment
             self.looks.append(look)
             log.write(f"{clock(look.at)} {pid} {look.resident_bytes} {look.descriptors}\n")
@@ -110,7 +101,7 @@ def descriptors(pid: int) -> list[str]:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
             links.append(str(link.readlink()))
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass  # closed since it was listed
     return links
 
