@@ -8,7 +8,7 @@ the file that ``LOOPWATCH`` names, each a line of JSON with the place in the cod
   and without garbage collections;
 - a system call other than the loop's own waiting in which that thread sleeps for more than 20 ms: the same
   call with the same count of voluntary switches, sample after sample (who waits for the interpreter's lock
-  wakes every 5 ms);
+  wakes every 5 ms, or has handed it to a thread that has yet to be given a CPU);
 - a call that blocks for as long as a disk, a resolver or another process likes (opening a file, looking up
   a name, sleeping, starting a program), however short it was this time.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import gc
 import json
@@ -31,6 +32,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -48,6 +50,8 @@ NO_CALL = frozenset(
 
 Where the table of descriptors has to grow, the kernel lets all other CPUs come round first.
 """
+
+FUTEX = b"202" if os.uname().machine == "x86_64" else b"98"
 
 BLOCKING_EVENTS = frozenset(
     (
@@ -87,6 +91,7 @@ class Watch:
         assert loop_thread.ident is not None
         self._loop_ident: int = loop_thread.ident
         # From the start: tests count the descriptors of a daemon.
+        self._loop_native_id = loop_thread.native_id
         directory = f"/proc/self/task/{loop_thread.native_id}"
         self._call_file = os.open(f"{directory}/syscall", os.O_RDONLY | os.O_CLOEXEC)
         self._status_file = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -168,8 +173,19 @@ class Watch:
                 continue
             seen += 1
             if seen >= ASLEEP_SAMPLES and time.monotonic() - since > HELD_SECONDS:
-                self._tell(f"asleep in system call {number.decode()}", self._loop_stack())
+                if number != FUTEX or not self._another_runs():
+                    self._tell(f"asleep in system call {number.decode()}", self._loop_stack())
                 asleep = None
+
+    def _another_runs(self) -> bool:
+        """Whether a thread that is neither the loop's nor this one is on a CPU or waits for one."""
+        for thread in threading.enumerate():
+            if thread.native_id not in (None, self._loop_native_id, threading.get_native_id()):
+                with contextlib.suppress(OSError):  # it may have ended
+                    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_bytes()
+                    if stat.rpartition(b")")[2].split()[0] == b"R":
+                        return True
+        return False
 
     def _note_stack(self, clock: int) -> None:
         turn = self._turn
