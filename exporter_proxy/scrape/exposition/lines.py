@@ -2,7 +2,8 @@
 
 A block is the whole lines of what has arrived. The grammar's patterns run over it; only the
 entry where they stop is read token by token. What is left after the last whole entry waits
-for more. Entries longer than ``ENTRY_LIMIT_BYTES`` are let through unjudged.
+for more. Entries longer than ``ENTRY_LIMIT_BYTES``, or of more than ``MAX_LABELS``, are let through
+unjudged.
 """
 
 from __future__ import annotations
