@@ -372,7 +372,7 @@ def test_a_run_ends_when_the_last_who_waits_leaves(program: Callable[..., str], 
             daemon.wait_for_metric(2, ERRORS, exporter="x", reason="client_gone")
             assert is_alive(pid)
             third.close()
-            wait_until(lambda: not is_alive(pid), "the run ended", 1.0)
+            wait_until(lambda: not is_alive(pid), "the run ended", 5.0)
         daemon.wait_for_metric(3, ERRORS, exporter="x", reason="client_gone")
 
 

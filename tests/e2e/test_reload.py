@@ -290,4 +290,4 @@ def test_reloads_leak_neither_descriptors_nor_threads(old: FakeExporter) -> None
         after_one = turn()
         for _ in range(5):
             turn()
-        wait_until(lambda: turn() <= after_one, "descriptors and threads were as many as before", 1.0)
+        wait_until(lambda: turn() <= after_one, "descriptors and threads were as many as before")
