@@ -56,7 +56,8 @@ class MergedBody(httpx.AsyncByteStream):
             return
         try:
             for at in range(0, len(file.content), _STEP_BYTES):
-                verifier.feed(file.content[at : at + _STEP_BYTES])
+                for _ in verifier.feed_in_steps(file.content[at : at + _STEP_BYTES]):
+                    await asyncio.sleep(0)
                 await asyncio.sleep(0)
             verifier.finish()
         except Malformed as fault:
@@ -80,4 +81,6 @@ class MergedBody(httpx.AsyncByteStream):
         except Clash as clash:
             advice = f"{clash.problem}; keep it in one of them"
             raise ScrapeError(Reason.FILE_CONFLICT, advice, clash.excerpt) from None
-        return merger.merged()
+        for _ in merger.merge():
+            await asyncio.sleep(0)
+        return merger.page

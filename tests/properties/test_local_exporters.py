@@ -43,7 +43,9 @@ def merged(several: list[bytes]) -> bytes:
     for number, page in enumerate(several):
         for _ in merger.add(f"{number}.prom", page):
             pass
-    return merger.merged()
+    for _ in merger.merge():
+        pass
+    return merger.page
 
 
 @settings(max_examples=250, deadline=None)

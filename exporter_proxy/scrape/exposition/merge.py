@@ -33,6 +33,7 @@ _ENTRY = re.compile(
 _LABEL = re.compile(
     rb"(" + LABEL_NAME + rb"|" + _STRING + rb")" + _B + rb"(?:=" + _B + rb"(" + _STRING + rb")|)", re.DOTALL
 )
+_NO_LINES: list[bytes] = []
 _SUFFIXES = (b"_bucket", b"_sum", b"_count")
 _HAVE_SUFFIXES = (b"histogram", b"summary")
 
@@ -57,7 +58,7 @@ _Place = tuple[_Page, int]
 
 
 class Merger:
-    """``add`` each page, then ``merged()`` is all of them in one."""
+    """``add`` each page, then ``merge`` them; ``page`` is all of them in one."""
 
     def __init__(self) -> None:
         self._names: dict[bytes, None] = {}
@@ -67,6 +68,7 @@ class Merger:
         self._series: dict[bytes, _Place] = {}
         self._samples: dict[bytes, list[bytes]] = {}
         """Lines by the name that they begin with."""
+        self.page = b""
 
     def add(self, name: str, data: bytes) -> Iterator[None]:
         """Take in a page, to be iterated over, with little work from one item to the next.
@@ -86,20 +88,32 @@ class Merger:
             if count % _ENTRIES_PER_STEP == 0:
                 yield
 
-    def merged(self) -> bytes:
-        """The one page."""
+    def merge(self) -> Iterator[None]:
+        """Make ``page`` of all that was added, to be iterated over as ``add`` is."""
         families: dict[bytes, list[bytes]] = {}
-        for name in self._names:
-            lines = families.setdefault(self._family_of(name), [])
-            lines += self._samples.get(name, ())
+        for count, name in enumerate(self._names, 1):
+            # Lists that are there already: with new ones the collector would walk all of them again.
+            family, lines = self._family_of(name), self._samples.get(name, _NO_LINES)
+            if families.get(family):
+                families[family] += lines
+            else:
+                families[family] = lines
+            if count % _ENTRIES_PER_STEP == 0:
+                yield
         parts: list[bytes] = []
+        pieces: list[bytes] = []
         for family, lines in families.items():
             for word in (b"HELP", b"TYPE"):
                 known = self._metadata.get((word, family))
                 if known is not None:
                     parts.append(b"# %b %b %b\n" % (word, family, known[0]))
-            parts += lines
-        return b"".join(parts)
+            for start in range(0, len(lines) or 1, _ENTRIES_PER_STEP):
+                parts += lines[start : start + _ENTRIES_PER_STEP]
+                if len(parts) > _ENTRIES_PER_STEP:
+                    pieces.append(b"".join(parts))
+                    parts.clear()
+                    yield
+        self.page = b"".join([*pieces, *parts])
 
     def _add_metadata(self, entry: re.Match[bytes], page: _Page) -> None:
         word, family, text = entry["word"], entry["family"], _metadata_text(entry["text"])
