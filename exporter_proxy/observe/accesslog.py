@@ -17,14 +17,17 @@ from exporter_proxy.observe.exchange import Exchange
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\u2028\u2029]")
 
 
-def _escape(match: re.Match[str]) -> str:
-    character = match.group()
-    return {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}.get(character) or f"\\x{ord(character):02x}"
+_ESCAPED = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)},
+    **str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}),
+}
 
 
 def ltsv_value(value: object) -> str:
     r"""A value without tabs, newlines and other control characters: ``\t``, ``\n``, ``\x1b``."""
-    return _UNSAFE.sub(_escape, str(value))
+    text = str(value)
+    # A function for each match would take 40 ms of the event loop for a path that somebody has made so.
+    return text.translate(_ESCAPED) if _UNSAFE.search(text) else text
 
 
 class _Clock:
