@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from tests.soak.accesslog import Line
 from tests.soak.ledger import clock
@@ -46,8 +47,12 @@ def by_incarnation(
 
 
 def disagreements(lines: Sequence[Line], readings: Sequence[Reading]) -> tuple[int, list[str]]:
-    """How many readings of one process were compared with its lines, and where they do not agree."""
+    """How many readings of one process were compared with its lines, and where they do not agree.
+
+    Lines that wait to be written while the page is made can be lost a moment later: see the next reading.
+    """
     waiting = {reading.number: reading for reading in readings}
+    lost_soon = {one.number: following.lost_lines for one, following in pairwise(readings)}
     logged: Counter[Key] = Counter()
     recent: deque[Line] = deque(maxlen=1000)
     compared, found = 0, []
@@ -57,7 +62,8 @@ def disagreements(lines: Sequence[Line], readings: Sequence[Reading]) -> tuple[i
             compared += 1
             # What ended while the page was made may be in it or not.
             racing = Counter(key for one in recent if one.ended >= line.began and (key := key_of(one)))
-            found += _compare(reading, counts_of(reading), logged, racing)
+            lost_lines = lost_soon.get(reading.number, reading.lost_lines)
+            found += _compare(reading, lost_lines, logged, racing)
         key = key_of(line)
         if key is not None:
             logged[key] += 1
@@ -65,22 +71,20 @@ def disagreements(lines: Sequence[Line], readings: Sequence[Reading]) -> tuple[i
     return compared, found
 
 
-def _compare(
-    reading: Reading, counted: Counter[Key], logged: Counter[Key], racing: Counter[Key]
-) -> list[str]:
-    found = []
+def _compare(reading: Reading, lost_lines: int, logged: Counter[Key], racing: Counter[Key]) -> list[str]:
+    counted, found = counts_of(reading), []
     for key in counted.keys() | logged.keys():
-        least, most = logged[key] - racing[key], logged[key] + reading.lost_lines
+        least, most = logged[key] - racing[key], logged[key] + lost_lines
         if not least <= counted[key] <= most:
             found.append(
                 f"{clock(reading.began)} reading {reading.number}: {key} is {counted[key]}, "
                 f"the access log has {logged[key]}, {racing[key]} of them just now"
             )
     missing = sum(counted.values()) - sum(logged.values())
-    if missing > reading.lost_lines:
+    if missing > lost_lines:
         found.append(
             f"{clock(reading.began)} reading {reading.number}: {missing} lines are missing, "
-            f"{reading.lost_lines} were counted as lost"
+            f"{lost_lines} were counted as lost"
         )
     return found
 

@@ -239,6 +239,11 @@ def test_counters_and_lines() -> None:
     ):
         assert disagreements([*lines, read], [wrong])[1]
     assert not disagreements([*lines, read], [reading(1, 4.0, 1, node_exporter=3, unauthorized=1)])[1]
+    # Lost a moment later, and so counted in the next reading; not in one after that.
+    late, never = reading(2, 5.0, 1), reading(2, 5.0, 0)
+    early = reading(1, 4.0, node_exporter=3, unauthorized=1)
+    assert not disagreements([*lines, read], [early, late])[1]
+    assert disagreements([*lines, read], [early, never, reading(3, 6.0, 1)])[1]
     # What ended while the page was made may be in it.
     racing = [*lines, line(3.95), read]
     for count in (2, 3):
