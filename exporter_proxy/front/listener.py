@@ -195,11 +195,12 @@ class Listener:
         )
         if oldest is None or (oldest.idle_since or 0.0) >= self._turn_began_at:
             return False
+        admitting = self._admitting.pop(oldest, None)
         if oldest in connections:
             oldest.transport.abort()
             connections.discard(oldest)
-        else:
-            self._admitting.pop(oldest).cancel()
+        elif admitting is not None:
+            admitting.cancel()
         return True
 
     def _refuse(self, connection: socket.socket, denied: Denied, remote: str) -> None:
