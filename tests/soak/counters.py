@@ -49,10 +49,13 @@ def by_incarnation(
 def disagreements(lines: Sequence[Line], readings: Sequence[Reading]) -> tuple[int, list[str]]:
     """How many readings of one process were compared with its lines, and where they do not agree.
 
-    Lines that wait to be written while the page is made can be lost a moment later: see the next reading.
+    Lines that wait to be written while the page is made can be lost a moment later: see the next reading. It
+    may have waited for the next process, which has lost nothing yet.
     """
     waiting = {reading.number: reading for reading in readings}
-    lost_soon = {one.number: following.lost_lines for one, following in pairwise(readings)}
+    lost_soon = {
+        one.number: max(one.lost_lines, following.lost_lines) for one, following in pairwise(readings)
+    }
     logged: Counter[Key] = Counter()
     recent: deque[Line] = deque(maxlen=1000)
     compared, found = 0, []

@@ -244,6 +244,9 @@ def test_counters_and_lines() -> None:
     early = reading(1, 4.0, node_exporter=3, unauthorized=1)
     assert not disagreements([*lines, read], [early, late])[1]
     assert disagreements([*lines, read], [early, never, reading(3, 6.0, 1)])[1]
+    # The next reading may be another process's, whose count begins anew.
+    known = reading(1, 4.0, 1, node_exporter=3, unauthorized=1)
+    assert not disagreements([*lines, read], [known, reading(2, 5.0, 0)])[1]
     # What ended while the page was made may be in it.
     racing = [*lines, line(3.95), read]
     for count in (2, 3):
