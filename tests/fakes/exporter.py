@@ -131,7 +131,7 @@ class Connection:
     def end(self) -> None:
         """Close after having said all: over TLS a close_notify tells this from a cut."""
         if isinstance(self.sock, ssl.SSLSocket):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the latter: the exporter is being stopped
                 self.sock.settimeout(POLL_SECONDS)
                 self.sock.unwrap()  # sends it, and has no time to wait for the peer's
         self.close()
