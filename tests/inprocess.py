@@ -187,6 +187,7 @@ class Parts:
         finally:
             listener.stop()
             listener.give_up()
+            self.front.admitted.give_up_handshakes()
             for connection in list(self.front.connections):
                 connection.transport.abort()
             await until(lambda: not self.front.connections, "all connections are gone")

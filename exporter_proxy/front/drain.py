@@ -25,8 +25,9 @@ async def drain(
     for connection in front.connections:
         if connection.cycle is not None:
             connection.cycle.keep_alive = False
-    await _wait_for_newcomers(front, listeners, deadline, stop_now)
+    await _wait_for_newcomers(front, deadline, stop_now)
     await _wait_for_answers(front, deadline, stop_now)
+    front.admitted.give_up_handshakes()
     for listener in listeners:
         listener.give_up()
     for connection in list(front.connections):
@@ -47,20 +48,14 @@ async def drain(
         connection.transport.abort()
 
 
-async def _wait_for_newcomers(
-    front: FrontState, listeners: Sequence[Listener], deadline: float, stop_now: asyncio.Event
-) -> None:
+async def _wait_for_newcomers(front: FrontState, deadline: float, stop_now: asyncio.Event) -> None:
     """Until all have asked who were accepted a moment ago, their handshake included.
 
     Where a socket is passed on, nobody then notices a restart: who is in its queue waits for the
     next process, and who is out of it is answered here.
     """
     while (now := time.monotonic()) < deadline and not stop_now.is_set():
-        since = now - NEWCOMER_SECONDS
-        has_newcomers = any(listener.has_newcomers(since) for listener in listeners) or any(
-            connection.is_newcomer(since) for connection in front.connections
-        )
-        if not has_newcomers:
+        if not front.admitted.has_newcomers(since=now - NEWCOMER_SECONDS):
             return
         await asyncio.sleep(0.01)
 

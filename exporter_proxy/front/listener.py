@@ -40,7 +40,6 @@ class Listener:
         self.bound = bound
         self.socket = bound.socket
         self._state = state
-        self._admitting: dict[ScraperProtocol, asyncio.Task[None]] = {}
         self._turn_began_at = 0.0
         """When the loop last came round to this socket: who was let in since has had no chance to ask."""
         self._telling: set[asyncio.Task[None]] = set()
@@ -54,10 +53,6 @@ class Listener:
     def address(self) -> str:
         """``host:port`` as bound, the port that the kernel chose included, or ``unix:/path``."""
         return str(self.bound.address)
-
-    def has_newcomers(self, since: float) -> bool:
-        """Whether a handshake is under way of someone accepted after ``since`` (``time.monotonic()``)."""
-        return any(newcomer.is_newcomer(since) for newcomer in self._handshakes())
 
     def start(self) -> None:
         """Begin to accept."""
@@ -73,8 +68,8 @@ class Listener:
             self.bound.close()
 
     def give_up(self) -> None:
-        """Drop handshakes under way, and those who are being told why they are not let in."""
-        for task in (*(self._admitting[one] for one in self._handshakes()), *self._telling):
+        """Drop those who are being told why they are not let in."""
+        for task in self._telling:
             task.cancel()
 
     def _accept(self) -> None:
@@ -97,7 +92,7 @@ class Listener:
         loop = self._state.loop
         loop.remove_reader(self.socket.fileno())
         for _ in range(max(ROOM_AT_LEAST, len(self._state.connections) // 4)):
-            if not self._close_longest_idle():
+            if not self._make_room():
                 break
         self._retry = loop.call_later(RETRY_SECONDS, self.start)
         if self._recovery is None:
@@ -125,7 +120,7 @@ class Listener:
                 connection, Denied(Reason.FORBIDDEN, f"{remote} may not scrape here (allow_clients)"), remote
             )
             return
-        if self._admitted() >= limits.max_connections and not self._close_longest_idle():
+        if len(state.admitted) >= limits.max_connections and not self._make_room():
             denied = Denied(
                 Reason.CONNECTION_LIMIT, f"{limits.max_connections} connections are in use (max_connections)"
             )
@@ -134,16 +129,8 @@ class Listener:
         accepted_at = time.monotonic()
         protocol = ScraperProtocol(state, accepted_at, limits.allow_clients)
         task = state.loop.create_task(self._serve(connection, protocol, remote, accepted_at))
-        self._admitting[protocol] = task
-        task.add_done_callback(lambda _: self._admitting.pop(protocol, None))
+        state.admitted.enter(protocol, task)
         task.add_done_callback(lambda done: _close_if_not_begun(done, connection))
-
-    def _admitted(self) -> int:
-        return len(self._state.connections) + len(self._handshakes())
-
-    def _handshakes(self) -> list[ScraperProtocol]:
-        """Those let in whose connection is not made; one that is made can be answering already."""
-        return [one for one in self._admitting if one not in self._state.connections]
 
     async def _serve(
         self, connection: socket.socket, protocol: ScraperProtocol, remote: str, accepted_at: float
@@ -181,27 +168,13 @@ class Listener:
         self._state.log.info("TLS handshake failed", remote=remote, error=denied.message, **more)
         self._told_at, self._untold = now, 0
 
-    def _close_longest_idle(self) -> bool:
-        """Make room by closing whoever has idled longest without a complete request.
+    def _make_room(self) -> bool:
+        """Close whoever has idled longest without a complete request.
 
         Not one of this turn: the kernel says that descriptors are out before it looks whether anyone
         waits, so the last one to fit in would always be the one to go.
         """
-        connections = self._state.connections
-        oldest = min(
-            (one for one in (*connections, *self._handshakes()) if one.idle_since is not None),
-            key=lambda one: one.idle_since or 0.0,
-            default=None,
-        )
-        if oldest is None or (oldest.idle_since or 0.0) >= self._turn_began_at:
-            return False
-        admitting = self._admitting.pop(oldest, None)
-        if oldest in connections:
-            oldest.transport.abort()
-            connections.discard(oldest)
-        elif admitting is not None:
-            admitting.cancel()
-        return True
+        return self._state.admitted.close_longest_idle(before=self._turn_began_at)
 
     def _refuse(self, connection: socket.socket, denied: Denied, remote: str) -> None:
         state = self._state

@@ -101,6 +101,7 @@ class ScraperProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: a scrape that nobody waits for any more is cancelled."""
         self.connections.discard(self)
+        self.state.admitted.leave(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -260,6 +261,7 @@ class ScraperProtocol(HttpToolsProtocol):
                 self._refuse(Denied(Reason.BAD_REQUEST, "too many requests ahead of their answers"))
             return
         self.idle_since = None
+        self.state.admitted.set_busy(self)
         self._has_asked = True
         self.cycle = cycle
         if self.state.is_draining:
@@ -274,6 +276,7 @@ class ScraperProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         now = self.idle_since = time.monotonic()
+        self.state.admitted.set_idle(self)
         if not cycle.keep_alive:
             self._close_gently()
         elif self.pipeline:

@@ -12,6 +12,7 @@ from uvicorn.config import Config as UvicornConfig
 from uvicorn.server import ServerState
 
 from exporter_proxy.config.schema import Config, Listen, Network
+from exporter_proxy.front.admitted import Admitted
 from exporter_proxy.front.answers import AddedHeaders, error_body
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
@@ -80,6 +81,7 @@ class FrontState:
         self.uvicorn_state = ServerState()
         # uvicorn's own registry: its protocol class adds and discards.
         self.connections: set[ScraperProtocol] = self.uvicorn_state.connections  # type: ignore[assignment]
+        self.admitted = Admitted(self.connections)
         self.detached: set[asyncio.Task[None]] = set()
         """Those among ``uvicorn_state.tasks`` that no connection here waits for: scrapes through PushProx."""
         self.refusals_open = 0
