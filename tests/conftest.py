@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first; at the end all others would have nothing to do but wait for it."""
     rank = {REPOSITORY / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no garbage. Many look for some, which took half a second with all of these."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
