@@ -18,7 +18,9 @@ from typing import IO, Any, Self
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import forkserver
 from tests.fakes.exporter import EVENT_SECONDS, FakeExporter, Script
+from tests.forkserver import Forked
 from tests.held import Holds, watching
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
@@ -91,16 +93,7 @@ class Daemon:
         self.holds = Holds(watched)
         watch = watching(watched) if self._is_watched else {"PYTHONPATH": str(REPOSITORY)}
         serve = [sys.executable, "-m", "exporter_proxy", "serve", "--config.file=config.yml"]
-        self.process = subprocess.Popen(
-            [*self._launcher, *serve, *self._arguments],
-            cwd=self.directory,
-            pass_fds=self._pass_fds,
-            env={**os.environ, **watch, **self._environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = self._start([*self._launcher, *serve, *self._arguments], watch)
         STARTED.append(self)
         streams = (self.process.stdout, self.output_lines), (self.process.stderr, self.log_lines)
         self._readers = [threading.Thread(target=self._collect, args=pair, daemon=True) for pair in streams]
@@ -112,6 +105,23 @@ class Daemon:
             self._discard()
             raise
         return self
+
+    def _start(self, command: list[str], watch: Mapping[str, str]) -> subprocess.Popen[str] | Forked:
+        environment = {**watch, **self._environment}
+        if not self._pass_fds and self._environment.keys() <= {"EXPORTER_PROXY_LOOP"}:
+            forked = forkserver.start(command, self.directory, environment)
+            if forked is not None:
+                return forked
+        return subprocess.Popen(
+            command,
+            cwd=self.directory,
+            pass_fds=self._pass_fds,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         hung = False

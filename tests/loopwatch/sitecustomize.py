@@ -87,12 +87,11 @@ class Watch:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._found: deque[dict[str, object]] = deque()
         self._told: set[str] = set()
-        loop_thread = threading.main_thread()
-        assert loop_thread.ident is not None
-        self._loop_ident: int = loop_thread.ident
+        # It is the main thread. Not threading.main_thread(), which in a child has its parent's native_id.
+        self._loop_ident = threading.get_ident()
+        self._loop_native_id = threading.get_native_id()
         # From the start: tests count the descriptors of a daemon.
-        self._loop_native_id = loop_thread.native_id
-        directory = f"/proc/self/task/{loop_thread.native_id}"
+        directory = f"/proc/self/task/{self._loop_native_id}"
         self._call_file = os.open(f"{directory}/syscall", os.O_RDONLY | os.O_CLOEXEC)
         self._status_file = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
         self._is_on = False
