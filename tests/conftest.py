@@ -12,13 +12,18 @@ from tests.fakes.exporter import FakeExporter
 
 LONGEST = (
     "tests/e2e/test_soak.py",
-    "tests/unit/test_cancellation_shared.py",
-    "tests/properties/test_daemon_model.py",
     "tests/packaging/test_artefacts.py",
     "tests/e2e/test_pushprox_nat.py",
+    "tests/blackbox/test_pushprox_survives.py",
     "tests/blackbox/test_fault_matrix.py",
+    "tests/e2e/test_landing_page.py",
+    "tests/blackbox/test_own_secrets.py",
+    "tests/e2e/test_discover.py",
+    "tests/e2e/test_debian_exporters.py",
+    "tests/blackbox/test_changed_credentials.py",
+    "tests/properties/test_daemon_model.py",
 )
-"""The files that take a minute and more, the longest first."""
+"""The files that take longest, in about that order."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -15,7 +15,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.prometheus_operator import v1 as operator
 
 from exporter_proxy.cli import DEFAULT_CONFIG_FILES
 from exporter_proxy.config import load_config
@@ -83,6 +82,9 @@ def lost(ours: Any, theirs: Any, place: str = "") -> list[str]:
 
 def unknown_to_the_operator(manifest: Manifest) -> list[str]:
     """The keys that its published schema does not have; raises ValidationError for what does not fit it."""
+    # It takes seconds, and nothing else needs it.
+    from cloudcoil.models.prometheus_operator import v1 as operator
+
     model = getattr(operator, manifest["kind"]).model_validate(manifest)
     return lost(manifest, model.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
