@@ -87,14 +87,19 @@ class LogWriter:
             self._queue.put([])
 
     def close(self, timeout_seconds: float = 1.0) -> None:
-        """Write what is pending, waiting at most ``timeout_seconds`` for it, and close the file."""
+        """Write what is pending, waiting at most ``timeout_seconds`` for it, and close the file.
+
+        A thread that hangs in a write keeps the file: its descriptor would be another one's by the time
+        that it goes on.
+        """
         self._hand_over()
         if self._thread is None:
             self._close_file()
         else:
             self._queue.put(None)
             self._thread.join(timeout_seconds)
-            self._thread = None
+            if not self._thread.is_alive():
+                self._thread = None
 
     def _hand_over(self) -> None:
         pending, self._pending = self._pending, []
