@@ -56,7 +56,9 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.poll() is None:
-            if not select.select([self._channel], [], [], timeout)[0]:
+            said = select.poll()  # not select.select(), which takes no descriptor beyond 1023
+            said.register(self._channel, select.POLLIN)
+            if not said.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             self.poll()
         assert self.returncode is not None
