@@ -265,6 +265,14 @@ class Daemon:
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_lines[-lines:])
 
+    def descriptors(self) -> list[str]:
+        """What each open descriptor leads to."""
+        links = []
+        for link in list(Path(f"/proc/{self.process.pid}/fd").iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                links.append(str(link.readlink()))
+        return links
+
     def fd_count(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 

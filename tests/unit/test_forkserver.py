@@ -23,7 +23,7 @@ def seen(daemon: Daemon) -> dict[str, object]:
     return {
         "directory": (process / "cwd").readlink() == daemon.directory,
         "limits": (process / "limits").read_text(),
-        "descriptors": sorted(_kind(str(link.readlink())) for link in (process / "fd").iterdir()),
+        "descriptors": sorted(map(_kind, daemon.descriptors())),
         **{name: status[name] for name in OF_STATUS},
     }
 
@@ -42,7 +42,7 @@ def test_they_are_alike(loop: str) -> None:
     ):
         assert isinstance(forked.process, Forked)
         assert isinstance(fresh.process, subprocess.Popen)
-        assert seen(forked) == seen(fresh)
+        wait_until(lambda: seen(forked) == seen(fresh), "they are alike")
         assert forked.holds.loop == fresh.holds.loop
 
 
