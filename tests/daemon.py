@@ -274,7 +274,7 @@ class Daemon:
         return links
 
     def fd_count(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(self.descriptors())
 
     def rss_bytes(self) -> int:
         return self._memory_bytes("VmRSS")
