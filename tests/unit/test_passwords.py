@@ -314,10 +314,18 @@ def test_the_loop_goes_on_while_a_password_is_hashed() -> None:
     run(scenario)
 
 
-def test_the_thread_starts_with_the_first_password_and_ends_with_its_users() -> None:
-    def threads() -> list[str]:
-        return [one.name for one in threading.enumerate() if one.name.startswith("passwords")]
+@pytest.fixture
+def threads() -> Callable[[], list[str]]:
+    """The names of the threads that hash passwords, but for those that other tests have left."""
+    others = set(threading.enumerate())
+    return lambda: [
+        one.name for one in threading.enumerate() if one not in others and one.name.startswith("passwords")
+    ]
 
+
+def test_the_thread_starts_with_the_first_password_and_ends_with_its_users(
+    threads: Callable[[], list[str]],
+) -> None:
     async def scenario() -> None:
         passwords = Passwords(USERS)
         assert not threads()
@@ -325,15 +333,13 @@ def test_the_thread_starts_with_the_first_password_and_ends_with_its_users() -> 
         assert await is_right(passwords, b"bob", b"of bob")
         assert len(threads()) == 1
 
-    gc.collect()
-    wait_until(lambda: not threads(), "those of other tests ended")
     run(scenario)
     gc.collect()
     wait_until(lambda: not threads(), "the thread ended")
 
 
 def test_a_loop_that_has_ended_meanwhile_is_no_error(
-    hashing: Hashing, caplog: pytest.LogCaptureFixture
+    hashing: Hashing, caplog: pytest.LogCaptureFixture, threads: Callable[[], list[str]]
 ) -> None:
     hashing.free.clear()
     kept: list[Passwords] = []
@@ -345,14 +351,11 @@ def test_a_loop_that_has_ended_meanwhile_is_no_error(
         check.cancel()
 
     run(scenario)
+    assert len(threads()) == 1
     hashing.free.set()
     kept.clear()
     gc.collect()
-    names = [one.name for one in threading.enumerate()]
-    wait_until(
-        lambda: not any(one.name.startswith("passwords") for one in threading.enumerate()),
-        f"the thread ended, of {names}",
-    )
+    wait_until(lambda: not threads(), "the thread ended")
     assert caplog.records == []
 
 
