@@ -41,10 +41,13 @@ class LogWriter:
         self._fd = -1 if self._stream_fd is None else self._stream_fd
         self._pending: list[tuple[Callable[[Any], str], object]] = []
         self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
-        # Each counter has one writing thread, so that none needs a lock.
+        # What any thread may change is changed under the lock. It is one that its holder can take again:
+        # a collection of garbage amid a line may well log one of its own.
+        self._lock = threading.RLock()
         self._queued_lines = 0
-        self._finished_lines = 0
         self._lost_before_queue = 0
+        # These are the writing thread's own.
+        self._finished_lines = 0
         self._lost_in_writing = 0
         self._reopen = threading.Event()
         self._trouble = ""
@@ -107,15 +110,16 @@ class LogWriter:
             self._enqueue([line(of) for line, of in pending])
 
     def _enqueue(self, lines: list[str]) -> None:
-        room = MAX_BACKLOG_LINES - (self._queued_lines - self._finished_lines)
-        if len(lines) > room:
-            self._lost_before_queue += len(lines) - room
-            lines = lines[:room]
-        self._queued_lines += len(lines)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"log {self.path}", daemon=True)
-            self._thread.start()
-        self._queue.put(lines)
+        with self._lock:
+            room = MAX_BACKLOG_LINES - (self._queued_lines - self._finished_lines)
+            if len(lines) > room:
+                self._lost_before_queue += len(lines) - room
+                lines = lines[:room]
+            self._queued_lines += len(lines)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"log {self.path}", daemon=True)
+                self._thread.start()
+            self._queue.put(lines)
 
     def _run(self) -> None:
         while (lines := self._queue.get()) is not None:
