@@ -40,7 +40,8 @@ def total_timeout_seconds(
     if route_timeout_seconds is not None:
         candidates.append(route_timeout_seconds)
     if scrape_timeout_seconds is not None:
-        candidates.append(max(scrape_timeout_seconds - offset_seconds, scrape_timeout_seconds / 2))
+        half = scrape_timeout_seconds / 2 or scrape_timeout_seconds  # half of the least float there is is 0
+        candidates.append(max(scrape_timeout_seconds - offset_seconds, half))
     if len(candidates) == 1:
         return DEFAULT_TIMEOUT_SECONDS
     return min(candidates)

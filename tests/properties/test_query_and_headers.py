@@ -192,6 +192,7 @@ NUMBERS = st.one_of(
 
 @fuzz
 @given(NUMBERS, st.none() | st.floats(0.001, 120), st.floats(0, 120))
+@example(b"5e-324", None, 1.0)
 def test_a_timeout_is_always_above_zero_and_within_bounds(
     header: bytes, own: float | None, offset: float
 ) -> None:
