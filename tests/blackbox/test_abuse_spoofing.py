@@ -85,7 +85,9 @@ def test_the_proxy_protocol_is_not_believed(guarded: Guarded, preface: str) -> N
 def test_who_sends_the_proxy_protocol_is_told_so(guarded: Guarded) -> None:
     """``send-proxy`` in HAProxy's configuration, as a rule."""
     daemon, _ = guarded
+    seen = len(daemon.output_lines)
     assert b"PROXY protocol" in daemon.exchange(PREFACES["v1"] + request("/x/metrics")).body
+    assert logged(daemon, seen)["reason"] == "bad_request"
 
 
 # -- Connection names what belongs to this connection; it takes nothing away that is the daemon's
