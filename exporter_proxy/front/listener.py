@@ -127,14 +127,12 @@ class Listener:
             self._refuse(connection, denied, remote)
             return
         accepted_at = time.monotonic()
-        protocol = ScraperProtocol(state, accepted_at, limits.allow_clients)
-        task = state.loop.create_task(self._serve(connection, protocol, remote, accepted_at))
+        protocol = ScraperProtocol(state, address, accepted_at, limits.allow_clients)
+        task = state.loop.create_task(self._serve(connection, protocol, accepted_at))
         state.admitted.enter(protocol, task)
         task.add_done_callback(lambda done: _close_if_not_begun(done, connection))
 
-    async def _serve(
-        self, connection: socket.socket, protocol: ScraperProtocol, remote: str, accepted_at: float
-    ) -> None:
+    async def _serve(self, connection: socket.socket, protocol: ScraperProtocol, accepted_at: float) -> None:
         state = self._state
         try:
             left_seconds = None
@@ -155,8 +153,8 @@ class Listener:
             if denied is None:
                 state.log.debug("connection not established", error=repr(error))
             else:
-                state.record_denial(denied, Exchange(remote, "", b"", b"", accepted_at))
-                self._tell_of_handshake(denied, remote)
+                state.record_denial(denied, Exchange(protocol.remote, "", b"", b"", accepted_at))
+                self._tell_of_handshake(denied, protocol.remote)
 
     def _tell_of_handshake(self, denied: Denied, remote: str) -> None:
         """The client is told by TLS alone, which says little; too many lines would say no more."""

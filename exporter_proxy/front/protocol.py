@@ -21,7 +21,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from exporter_proxy.access import Address, plain_address
+from exporter_proxy.access import Address
 from exporter_proxy.config.schema import Network
 from exporter_proxy.front import target
 from exporter_proxy.front.answers import closing_response
@@ -48,17 +48,24 @@ class ScraperProtocol(HttpToolsProtocol):
     pipeline: deque[Cycle]  # type: ignore[assignment]
 
     def __init__(
-        self, state: FrontState, accepted_at: float, admitted_by: tuple[Network, ...] | None = None
+        self,
+        state: FrontState,
+        address: Address | None,
+        accepted_at: float,
+        admitted_by: tuple[Network, ...] | None = None,
     ) -> None:
         super().__init__(state.uvicorn_config, state.uvicorn_state, {}, state.loop)
         self.state = state
         self.idle_since: float | None = accepted_at
         """Since when no complete request is being answered; ``None`` while one is."""
-        self.address: Address | None = None
-        """``None`` for a unix socket."""
+        self.address = address
+        """As accepted, since the kernel no longer knows it once the peer has reset the connection.
+
+        ``None`` for a unix socket.
+        """
         self.admitted_by = admitted_by
         """The ``allow_clients`` that this peer's address passed."""
-        self.remote = "unix"
+        self.remote = "unix" if address is None else str(address)
         self._deadline = accepted_at + state.limits.read_header_timeout_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -92,10 +99,6 @@ class ScraperProtocol(HttpToolsProtocol):
         """Called by the event loop, after the TLS handshake where there is one."""
         super().connection_made(transport)
         self._write = parts_writer(transport, self.loop)
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple):
-            self.address = plain_address(peer[0])
-            self.remote = str(self.address)
         self._arm_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import Daemon, proxied
+from tests.daemon import Daemon, proxied, wait_until
 from tests.fakes.exporter import PAGE, FakeExporter
 from tests.wire import request
 
@@ -117,6 +119,25 @@ def test_mapped_ipv4_address_is_an_ipv4_address(allowed: str, status: int) -> No
     """On ``[::]`` the kernel shows an IPv4 client as ::ffff:127.0.0.1."""
     with proxied(listen="[::]:0", allow_clients=[allowed]) as (daemon, _):
         assert daemon.get("/x/metrics", address=("127.0.0.1", daemon.port)).status == status
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_who_has_left_with_a_reset_is_judged_by_the_address_he_had(loop: str) -> None:
+    """The kernel tells no peer's address any more then, and the request is there to be read all the same."""
+    with FakeExporter() as exporter:
+        narrow = {"url": exporter.url(), "allow_clients": ["127.0.0.9"]}
+        log = {"format": "json", "fields": ["remote", "status", "reason"]}
+        config = {"exporters": {"narrow": narrow}, "access_log": log}
+        with Daemon(config, environment={"EXPORTER_PROXY_LOOP": loop}) as daemon:
+            for attempt in range(5):
+                daemon.process.send_signal(signal.SIGSTOP)
+                daemon.connect().send(request("/narrow/metrics")).reset()
+                daemon.process.send_signal(signal.SIGCONT)
+                wait_until(lambda: len(daemon.output_lines) > attempt, "it was logged")  # noqa: B023
+            for line in daemon.output_lines:
+                assert json.loads(line) == {"remote": "127.0.0.1", "status": 403, "reason": "forbidden"}
+            assert exporter.requests == []
+            assert exporter.connections == []
 
 
 def test_denied_addresses_take_no_place_within_the_connection_limit() -> None:

@@ -93,7 +93,7 @@ class Front:
         for end in (ours, theirs):
             end.setblocking(False)
         _, connection = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: ScraperProtocol(self.made.front, time.monotonic()), ours
+            lambda: ScraperProtocol(self.made.front, None, time.monotonic()), ours
         )
         return connection, theirs
 
