@@ -134,14 +134,15 @@ class Listener:
 
     async def _serve(self, connection: socket.socket, protocol: ScraperProtocol, accepted_at: float) -> None:
         state = self._state
+        context = state.ssl_context  # a reload may bring or end TLS while the client has yet to speak
         try:
             left_seconds = None
-            if state.ssl_context is not None:
+            if context is not None:
                 left_seconds = await _wait_for_hello(connection, state.limits.read_header_timeout_seconds)
             await state.loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
-                ssl=state.ssl_context,
+                ssl=context,
                 ssl_handshake_timeout=left_seconds,
             )
         except (OSError, asyncio.CancelledError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -175,3 +176,19 @@ def test_failures_of_ten_seconds_are_one_line(site: Site) -> None:
     assert passed.total_seconds() >= TELL_SECONDS - 0.1
     # The two lines speak of one failure each; one or two more may have come since the second was written.
     assert failed - 4 <= int(second["more_since_the_last_line"]) <= failed - 2
+
+
+def test_who_came_when_there_was_tls_may_still_speak_it_when_there_is_none(site: Site) -> None:
+    daemon = site.daemon
+    plain = {"listen": f"127.0.0.1:{daemon.port}", "exporters": {"x": {"url": "http://127.0.0.1:1/"}}}
+    daemon.write_config({**plain, "web_config_file": "web.yml"})  # more patient
+    assert "config reloaded" in daemon.reload()
+    with socket.create_connection(("127.0.0.1", daemon.port)) as silent:
+        daemon.get("/-/healthy", tls=site.client(site.authority)).expect_ok()  # the silent one is in by now
+        daemon.write_config(plain)
+        assert "config reloaded" in daemon.reload()
+        with site.client(site.authority).wrap_socket(silent, server_hostname="127.0.0.1") as wire:
+            wire.sendall(HEALTHY)
+            assert wire.recv(1000).startswith(b"HTTP/1.1 200 ")
+    daemon.get("/-/healthy").expect_ok()
+    assert not [line for line in daemon.log_lines if "level=error" in line]
