@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MAX_BACKLOG_LINES = 20_000
-"""About 5 MB of lines wait for a stuck disk; beyond that lines are lost and counted."""
+MAX_BACKLOG_BYTES = 8 << 20
+"""What waits for a stuck disk, some 30,000 lines; beyond that lines are lost and counted."""
+BYTES_PER_LINE = 64
+"""What a line takes in memory beside its characters, about."""
 FLUSH_INTERVAL_SECONDS = 0.1
 CHECK_INTERVAL_SECONDS = 1.0
 
@@ -40,14 +42,15 @@ class LogWriter:
         self._stream_fd = _STREAMS.get(path)
         self._fd = -1 if self._stream_fd is None else self._stream_fd
         self._pending: list[tuple[Callable[[Any], str], object]] = []
-        self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[list[str], int] | None] = SimpleQueue()
+        """Lines and what they take of the backlog."""
         # What any thread may change is changed under the lock. It is one that its holder can take again:
         # a collection of garbage amid a line may well log one of its own.
         self._lock = threading.RLock()
-        self._queued_lines = 0
+        self._queued_bytes = 0
         self._lost_before_queue = 0
         # These are the writing thread's own.
-        self._finished_lines = 0
+        self._finished_bytes = 0
         self._lost_in_writing = 0
         self._reopen = threading.Event()
         self._trouble = ""
@@ -87,7 +90,7 @@ class LogWriter:
         """Open the path anew, for logrotate, and let go of the file that was open."""
         self._reopen.set()
         if self._thread is not None:
-            self._queue.put([])
+            self._queue.put(([], 0))
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """Write what is pending, waiting at most ``timeout_seconds`` for it, and close the file.
@@ -111,18 +114,31 @@ class LogWriter:
 
     def _enqueue(self, lines: list[str]) -> None:
         with self._lock:
-            room = MAX_BACKLOG_LINES - (self._queued_lines - self._finished_lines)
-            if len(lines) > room:
-                self._lost_before_queue += len(lines) - room
-                lines = lines[:room]
-            self._queued_lines += len(lines)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"log {self.path}", daemon=True)
-                self._thread.start()
-            self._queue.put(lines)
+            if not self._has_thread():
+                self._lost_before_queue += len(lines)
+                return
+            room = MAX_BACKLOG_BYTES - (self._queued_bytes - self._finished_bytes)
+            taken, size = len(lines), _size_bytes(lines)
+            while size > room:
+                taken -= 1
+                size -= _size_bytes(lines[taken : taken + 1])
+            self._lost_before_queue += len(lines) - taken
+            self._queued_bytes += size
+            self._queue.put((lines[:taken], size))
+
+    def _has_thread(self) -> bool:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=f"log {self.path}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there can be no further thread; perhaps there can when the next line comes
+                return False
+            self._thread = thread
+        return True
 
     def _run(self) -> None:
-        while (lines := self._queue.get()) is not None:
+        while (queued := self._queue.get()) is not None:
+            lines, size = queued
             written = 0
             try:
                 self._open_again_if_needed()
@@ -134,7 +150,7 @@ class LogWriter:
             else:
                 if lines:
                     self._say("")
-            self._finished_lines += len(lines)
+            self._finished_bytes += size
         self._close_file()
 
     def _close_file(self) -> None:
@@ -182,3 +198,7 @@ def _is_same_file(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - beside os.fstat
     except FileNotFoundError:
         return False
+
+
+def _size_bytes(lines: list[str]) -> int:
+    return sum(map(len, lines)) + BYTES_PER_LINE * len(lines)

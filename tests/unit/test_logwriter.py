@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 
 from exporter_proxy.observe import logwriter
-from exporter_proxy.observe.logwriter import MAX_BACKLOG_LINES, LogWriter
+from exporter_proxy.observe.logwriter import BYTES_PER_LINE, MAX_BACKLOG_BYTES, LogWriter
 from tests.daemon import REPOSITORY, wait_until
-from tests.inprocess import open_descriptors, run
+from tests.inprocess import open_descriptors, run, until
 
 
 def numbered(count: int, start: int = 0) -> list[str]:
@@ -247,6 +247,7 @@ class BlockedPipe:
         self.received = b""
 
     def read(self) -> bytes:
+        fcntl.fcntl(self.reader, fcntl.F_SETPIPE_SZ, 1 << 20)  # a few KiB at a time would take half a minute
         while True:
             try:
                 part = os.read(self.reader, 1 << 20)
@@ -267,7 +268,8 @@ def pipe(tmp_path: Path) -> Iterator[BlockedPipe]:
 
 def test_a_pipe_that_nobody_reads_never_holds_up_whoever_logs(pipe: BlockedPipe) -> None:
     """At most the backlog waits; the rest is lost, counted to the line; the beginning is what is kept."""
-    total = MAX_BACKLOG_LINES + 5_000
+    fitting = MAX_BACKLOG_BYTES // (100 + BYTES_PER_LINE)
+    total = fitting + 5_000
     longest = 0.0
     for line in numbered(total):
         started = time.thread_time()
@@ -283,6 +285,53 @@ def test_a_pipe_that_nobody_reads_never_holds_up_whoever_logs(pipe: BlockedPipe)
     wait_until(lambda: pipe.read().endswith(b"\nafter\n"), "it goes on")
 
 
+def test_long_lines_take_no_more_room_than_short_ones(pipe: BlockedPipe) -> None:
+    """Paths and queries come from outside, tens of kilobytes each."""
+    line = "x" * 50_000 + "\n"
+    for _ in range(1000):
+        pipe.writer.write(line)
+    fitting = MAX_BACKLOG_BYTES // len(line)
+    assert 1000 - fitting - 1 <= pipe.writer.lost_lines <= 1000 - fitting + 1
+    wait_until(lambda: pipe.read().count(b"\n") == 1000 - pipe.writer.lost_lines, "all others come", 20)
+
+
+def test_of_lines_handed_over_together_the_first_are_kept(pipe: BlockedPipe) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(300):
+            pipe.writer.write_soon(str, f"{number} {'x' * 50_000}\n", loop)
+        await until(lambda: pipe.writer.lost_lines > 0, "some are lost")
+
+    run(scenario)
+    kept = 300 - pipe.writer.lost_lines
+    assert 160 < kept < 170
+    wait_until(lambda: pipe.read().count(b"\n") == kept, "all others come", 20)
+    assert [int(line.split()[0]) for line in pipe.received.splitlines()] == [*range(kept)]
+
+
+def test_where_no_thread_can_be_started_lines_are_lost_and_the_next_tries_again(tmp_path: Path) -> None:
+    program = """
+import pathlib, resource, sys
+from exporter_proxy.observe.logwriter import LogWriter
+writer = LogWriter(sys.argv[1])
+writer.open()
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), hard))  # a thread's stack takes more
+writer.write("lost\\n")
+assert writer.lost_lines == 1, writer.lost_lines
+writer.close()
+resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+writer.open()
+writer.write("kept\\n")
+writer.close(timeout_seconds=20)
+assert writer.lost_lines == 1, writer.lost_lines
+"""
+    path = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=REPOSITORY, check=True)
+    assert path.read_text() == "kept\n"
+
+
 def test_closing_does_not_wait_for_a_pipe_that_nobody_reads(pipe: BlockedPipe) -> None:
     for line in numbered(200):
         pipe.writer.write(line)
@@ -296,7 +345,7 @@ def test_closing_does_not_wait_for_a_pipe_that_nobody_reads(pipe: BlockedPipe) -
 def test_many_threads(log: Log) -> None:
     """The loop logs, and so do the threads of other logs that say they are in trouble."""
     threads, each = 4, 4_000
-    assert threads * each < MAX_BACKLOG_LINES
+    assert threads * each * (10 + BYTES_PER_LINE) < MAX_BACKLOG_BYTES
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
@@ -319,7 +368,7 @@ def test_many_threads(log: Log) -> None:
     assert Counter(lines).most_common(1)[0][1] == 1
     for own in range(threads):
         assert [line for line in lines if line[0] == str(own)] == [f"{own} {n}" for n in range(each)]
-    assert log.writer._queued_lines == log.writer._finished_lines, "the backlog's size is no longer known"
+    assert log.writer._queued_bytes == log.writer._finished_bytes, "the backlog's size is no longer known"
 
 
 def test_standard_output_that_is_a_socket() -> None:
