@@ -88,6 +88,7 @@ class Proxy:
         self.front: FrontState
         self.reload: Callable[[], Awaitable[tuple[str, ...]]]
         """Load the configuration anew; the problems that kept the old one in force, if any."""
+        self._closing_logs: list[LogWriter] = []
         self._lines_lost_by_closed_logs = 0
 
     def record(self, exchange: Exchange, route: Route | None = None) -> None:
@@ -115,10 +116,18 @@ class Proxy:
 
     @property
     def log_lines_lost(self) -> int:
-        """Lines of both logs that never reached their file."""
+        """Lines of both logs, and of those that reloads have closed, that never reached their file."""
         access_log = self.running.access_log
-        lost = self._lines_lost_by_closed_logs + self.log.writer.lost_lines
-        return lost + (access_log[1].lost_lines if access_log else 0)
+        logs = [self.log.writer, *self._closing_logs, *([access_log[1]] if access_log else [])]
+        return self._lines_lost_by_closed_logs + sum(log.lost_lines for log in logs)
+
+    def close_log(self, log: LogWriter) -> None:
+        """Have no more written to it, without waiting for what has been; what it lost stays counted."""
+        log.close(timeout_seconds=0)
+        self._closing_logs.append(log)
+        for closed in [one for one in self._closing_logs if one.is_closed]:
+            self._closing_logs.remove(closed)
+            self._lines_lost_by_closed_logs += closed.lost_lines
 
     def replace(self, running: Running) -> None:
         """Swap the configuration in; requests under way finish on the one they began with."""
@@ -128,5 +137,4 @@ class Proxy:
         if old.access_log is not None and (
             running.access_log is None or running.access_log[1] is not old.access_log[1]
         ):
-            self._lines_lost_by_closed_logs += old.access_log[1].lost_lines
-            old.access_log[1].close(timeout_seconds=0)
+            self.close_log(old.access_log[1])

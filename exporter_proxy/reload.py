@@ -192,7 +192,7 @@ class Reloader:
             writer.reopen()
         else:
             self._log.writer = await asyncio.to_thread(open_log, path)
-            writer.close(timeout_seconds=0)
+            self._proxy.close_log(writer)
 
     def _spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

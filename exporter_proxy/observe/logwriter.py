@@ -107,6 +107,11 @@ class LogWriter:
             if not self._thread.is_alive():
                 self._thread = None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether, after ``close``, no line is being written any more."""
+        return self._thread is None or not self._thread.is_alive()
+
     def _hand_over(self) -> None:
         pending, self._pending = self._pending, []
         if pending:

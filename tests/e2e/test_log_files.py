@@ -17,7 +17,7 @@ import yaml
 
 from tests.daemon import REPOSITORY, Daemon, parse_logfmt, proxied, wait_until
 from tests.e2e.processes import MODULE, listening_port
-from tests.fakes.exporter import PAGE, FakeExporter
+from tests.fakes.exporter import PAGE, FakeExporter, respond
 from tests.wire import Wire, request
 
 LOST = "exporter_proxy_log_lines_lost_total"
@@ -122,6 +122,26 @@ def test_a_full_disk_costs_lines_not_scrapes(tmp_path: Path) -> None:
 
 def contains(path: Path, text: str) -> Callable[[], bool]:
     return lambda: path.exists() and text in path.read_text()
+
+
+@pytest.mark.parametrize("log", ["access_log", "error_log"])
+def test_what_a_log_has_lost_stays_counted_when_another_takes_its_place(log: str) -> None:
+    with proxied() as (daemon, exporter):
+        usual = {"exporters": {"x": {"url": exporter.url()}}}
+        daemon.write_config({**usual, log: {"path": "/dev/full"}})
+        daemon.process.send_signal(signal.SIGHUP)
+
+        def is_lost() -> bool:
+            exporter.play(respond(500), respond())  # each a line in both logs
+            for status in (500, 200):
+                assert daemon.get("/x/metrics").status == status
+            return daemon.metric(LOST) >= 3
+
+        wait_until(is_lost, "lines were lost")
+        lines = daemon.metric(LOST)
+        daemon.write_config(usual)
+        daemon.reload()
+        assert daemon.metric(LOST) >= lines
 
 
 def test_renamed_logs_are_left_after_sighup() -> None:
