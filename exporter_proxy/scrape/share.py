@@ -56,7 +56,8 @@ def _size_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
 class SharedAnswer:
     """An answer for one scrape: closing it gives back what is still open of the exporter's side."""
 
-    def __init__(self, flight: _Flight, age_seconds: int | None) -> None:
+    def __init__(self, shares: Shares, flight: _Flight, age_seconds: int | None) -> None:
+        self._shares = shares
         self._flight = flight
         self.age_seconds = age_seconds
         """How old the answer is; ``None`` for the scrape that had it asked for."""
@@ -65,15 +66,17 @@ class SharedAnswer:
         self.response = ScrapeResponse(source.status_code, raw_headers_of(source), body)
 
     async def aclose(self) -> None:
-        """Give back the exporter's connection and slot where the body was too large to be held."""
+        """Have no more of it; the exporter's connection and slot go back where the body was not held."""
+        self._shares.leave(self._flight)
         await self._flight.exporter_side.aclose()
 
 
 class Shares:
     """The answers of one exporter that are in flight or kept.
 
-    What is kept for all keys together stays within ``max_bytes``, and so does what is in flight:
-    what a scrape asks for comes from outside. An answer that is too large for that is not shared.
+    What is kept for all keys together stays within ``max_bytes``, and so does what scrapes wait for or
+    have yet to send: what a scrape asks for, and how slowly the answer is read, comes from outside. An
+    answer that is too large for that is not shared.
     """
 
     def __init__(self, share_for_seconds: float, max_bytes: int) -> None:
@@ -81,7 +84,7 @@ class Shares:
         self._max_bytes = max_bytes
         self._flights: dict[ShareKey, _Flight] = {}
         self._kept_bytes = 0
-        self._in_flight_bytes = 0
+        self._in_use_bytes = 0
 
     async def get(self, key: ShareKey, question: Question, exchange: Exchange) -> SharedAnswer | None:
         """An answer for ``key``, by asking ``question`` where there is none to share.
@@ -90,29 +93,49 @@ class Shares:
         alone. Raises what the question and reading its answer raise.
         """
         flight = self._flights.get(key)
-        if flight is not None and flight.is_overdue:
+        if flight is not None and (flight.is_overdue or not self._has_room_for(flight)):
             self._forget(key, flight)
             flight = None
         is_first = flight is None
         if flight is None:
             flight = self._flights[key] = _Flight(exchange)
             flight.task = asyncio.get_running_loop().create_task(self._fly(key, flight, question))
-        flight.waiting += 1
+        self._join(flight)
         try:
             await asyncio.shield(flight.task)
         except BaseException:
-            flight.waiting -= 1
+            self.leave(flight)
             exchange.has_slot = flight.first.has_slot
             await self._give_up_if_unwanted(key, flight)
             raise
-        flight.waiting -= 1
         exchange.has_slot = True
         if flight.rest is None:
-            return SharedAnswer(flight, None if is_first else int(time.monotonic() - flight.finished_at))
+            age_seconds = None if is_first else int(time.monotonic() - flight.finished_at)
+            return SharedAnswer(self, flight, age_seconds)
         if flight.is_taken:
+            self.leave(flight)
             return None
         flight.is_taken = True
-        return SharedAnswer(flight, None)
+        return SharedAnswer(self, flight, None)
+
+    def _has_room_for(self, flight: _Flight) -> bool:
+        return flight.is_in_use or self._in_use_bytes + flight.held_bytes <= self._max_bytes
+
+    def _join(self, flight: _Flight) -> None:
+        if not flight.is_in_use:
+            flight.is_in_use = True
+            self._in_use_bytes += flight.held_bytes
+        flight.users += 1
+
+    def leave(self, flight: _Flight) -> None:
+        """One scrape less waits for it or has yet to send it."""
+        flight.users -= 1
+        self._end_use(flight)
+
+    def _end_use(self, flight: _Flight) -> None:
+        if flight.has_ended and not flight.users and flight.is_in_use:
+            flight.is_in_use = False
+            self._in_use_bytes -= flight.held_bytes
 
     async def _fly(self, key: ShareKey, flight: _Flight, question: Question) -> None:
         """Ask, and read the answer as far as it can be shared."""
@@ -125,22 +148,23 @@ class Shares:
                 async for chunk in body:
                     flight.parts.append(chunk)
                     flight.held_bytes += len(chunk)
-                    self._in_flight_bytes += len(chunk)
-                    if self._in_flight_bytes > self._max_bytes:
+                    self._in_use_bytes += len(chunk)
+                    if self._in_use_bytes > self._max_bytes:
                         flight.rest = body
                         flight.exporter_side = exporter_side.pop_all()
                         return
             is_kept = response.status_code == 200
         finally:
             flight.finished_at = time.monotonic()
-            self._in_flight_bytes -= flight.held_bytes
+            flight.has_ended = True
+            self._end_use(flight)
             if is_kept and self._flights.get(key) is flight:
                 self._keep(key, flight)
             else:
                 self._forget(key, flight)
 
     async def _give_up_if_unwanted(self, key: ShareKey, flight: _Flight) -> None:
-        if flight.waiting:
+        if flight.users:
             return
         if not flight.task.done():
             flight.task.cancel()
@@ -180,7 +204,10 @@ class _Flight:
         self._due_at = first.started + first.timeout_seconds
         self.task: asyncio.Task[None]
         self.response: httpx.Response
-        self.waiting = 0
+        self.users = 0
+        """Scrapes that wait for it or have yet to send it."""
+        self.is_in_use = False
+        self.has_ended = False
         self.parts: list[bytes] = []
         self.held_bytes = 0
         self.kept_bytes = 0

@@ -76,6 +76,34 @@ def test_slow_sharers_hold_one_copy_of_the_answer() -> None:
     assert grown < len(body), f"it grew by {grown / 2**20:.1f} MiB"
 
 
+@pytest.mark.parametrize("joins_kept", [False, True], ids=["asked-anew", "kept"])
+def test_slow_scrapers_with_questions_of_their_own_do_not_fill_the_memory(joins_kept: bool) -> None:
+    """What they have yet to read is no longer in flight or kept, and in memory all the same."""
+    body = LONG_TEXT * 7
+    route = {"share_for": "60s" if joins_kept else "1ms", "timeout": "60s"}
+    with proxied(respond(body=body), route=route) as (daemon, exporter), ExitStack() as stack:
+        daemon.get("/x/metrics").expect_ok(body)
+        before = daemon.rss_bytes()
+        daemon.reset_peak_rss()
+        wires = []
+        for number in range(20):
+            ask = request(f"/x/metrics?{number}")
+            if joins_kept:
+                daemon.exchange(ask).expect_ok(body)
+            wires.append(stack.enter_context(daemon.connect(receive_buffer_bytes=4096)))
+            wires[-1].send(ask).read_head()
+        grown = daemon.peak_rss_bytes() - before
+        wires[-1].read_reply().expect_ok(body)
+        for wire in wires:
+            wire.close()
+        daemon.wait_for_metric(0, "exporter_proxy_scrapes_in_flight", exporter="x")
+        asked = len(exporter.requests)
+        for _ in range(2):  # there is room again
+            daemon.get("/x/metrics?again").expect_ok(body)
+        assert len(exporter.requests) == asked + (1 if joins_kept else 2)
+    assert grown < 6 * len(body), f"it grew by {grown / 2**20:.1f} MiB"
+
+
 def test_a_reload_that_changes_the_exporter_drops_what_is_kept() -> None:
     pages = [b"page %d\n" % number for number in range(5)]
     route: dict[str, Any] = {"share_for": "60s"}

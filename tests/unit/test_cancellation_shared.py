@@ -102,7 +102,7 @@ async def exporting(case: Shared, directory: Path) -> AsyncIterator[Parts]:
             yield made
             if made.route.shares is not None:
                 await until(lambda: not made.route.shares._flights, "nothing is kept or in flight")  # type: ignore[union-attr]
-                assert (made.route.shares._in_flight_bytes, made.route.shares._kept_bytes) == (0, 0)
+                assert (made.route.shares._in_use_bytes, made.route.shares._kept_bytes) == (0, 0)
             assert made.route.record.in_flight == 0
             assert made.route.slots.free == made.route.exporter.max_concurrent
     await until(lambda: asyncio.all_tasks() == tasks, "no task is left", GONE_SECONDS)
