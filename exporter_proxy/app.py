@@ -1,7 +1,7 @@
 """The pipeline: every request passes these checks, in this order, top to bottom.
 
-address -> rate limit -> credentials -> route -> method -> parameters -> deadline -> slot -> exporter
--> relay -> record. The connection's own limits (header size and time, how many connections) stand
+address -> rate limit -> credentials -> route -> method -> parameters -> deadline -> share -> slot
+-> exporter -> relay -> record. The connection's own limits (header size and time, how many connections) stand
 before it, in ``front/``. This order is the security argument; nothing else answers a request.
 """
 

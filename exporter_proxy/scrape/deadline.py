@@ -9,15 +9,22 @@ from types import TracebackType
 
 from exporter_proxy.config.schema import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
 
+MAX_TIMEOUT_CHARACTERS = 64
+"""No number that a scraper prints is longer. What is parsed is kept, and comes from outside."""
 
-@lru_cache(maxsize=256)
+
 def parse_scrape_timeout(header: bytes | None) -> float | None:
     """Seconds in ``X-Prometheus-Scrape-Timeout-Seconds``, a decimal float (``10``, ``1.5``).
 
     ``None`` where the header is absent, is no decimal number, is not finite or is not above
     zero: blackbox_exporter answers 500 to those, here they are ignored.
     """
-    if header is None or b"_" in header:  # float() takes 1_0, Go's ParseFloat in base 10 does not
+    return None if header is None or len(header) > MAX_TIMEOUT_CHARACTERS else _parse_seconds(header)
+
+
+@lru_cache(maxsize=256)
+def _parse_seconds(header: bytes) -> float | None:
+    if b"_" in header:  # float() takes 1_0, Go's ParseFloat in base 10 does not
         return None
     try:
         seconds = float(header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -47,12 +48,35 @@ def test_a_decimal_number(header: bytes, seconds: float) -> None:
             b"inf",
             b"+Inf",
             b"infinity",
+            b"1" + b" " * 64,
         ),
-        *(b"1e400", b"1_0", b"0x10", b"1,5", b"10 10", b"1.5.", b"\xff", b"\xd9\xa1", b"--5", b"1" * 400),
+        *(
+            b"1e400",
+            b"1_0",
+            b"0x10",
+            b"1,5",
+            b"10 10",
+            b"1.5.",
+            b"\xff",
+            b"\xd9\xa1",
+            b"--5",
+            b"1" * 400,
+            b"1" + b" " * 64,
+        ),
     ],
 )
 def test_anything_else_is_ignored(header: bytes | None) -> None:
     assert parse_scrape_timeout(header) is None
+
+
+def test_what_it_remembers_is_short() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            parse_scrape_timeout(b"%d" % number + b" " * 30_000)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.binary(max_size=12))
