@@ -6,10 +6,12 @@ selects something) is compared here.
 
 from __future__ import annotations
 
+import gc
 import re
 import runpy
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import kubernetes_validate
@@ -47,6 +49,17 @@ def rendered() -> dict[str, dict[str, Manifest]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def operator() -> ModuleType:
+    """The operator's published schema; importing it takes seconds, and nothing else needs it."""
+    from cloudcoil.models.prometheus_operator import v1
+
+    # Two hundred thousand objects, which later tests that look for garbage need not walk, see conftest.
+    gc.collect()
+    gc.freeze()
+    return v1
+
+
 def pod_template(manifests: dict[str, Manifest]) -> Manifest:
     (workload,) = [manifest for kind, manifest in manifests.items() if kind in ("DaemonSet", "Deployment")]
     template: Manifest = workload["spec"]["template"]
@@ -80,20 +93,19 @@ def lost(ours: Any, theirs: Any, place: str = "") -> list[str]:
     return []
 
 
-def unknown_to_the_operator(manifest: Manifest) -> list[str]:
+def unknown_to_the_operator(manifest: Manifest, operator: ModuleType) -> list[str]:
     """The keys that its published schema does not have; raises ValidationError for what does not fit it."""
-    # It takes seconds, and nothing else needs it.
-    from cloudcoil.models.prometheus_operator import v1 as operator
-
     model = getattr(operator, manifest["kind"]).model_validate(manifest)
     return lost(manifest, model.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
-def test_manifests_fit_the_published_schemas(rendered: dict[str, dict[str, Manifest]], name: str) -> None:
+def test_manifests_fit_the_published_schemas(
+    rendered: dict[str, dict[str, Manifest]], name: str, operator: ModuleType
+) -> None:
     for manifest in rendered[name].values():
         if manifest["apiVersion"] == OPERATOR_GROUP:
-            assert not unknown_to_the_operator(manifest)
+            assert not unknown_to_the_operator(manifest, operator)
         else:
             for version in (OLDEST_KUBERNETES, kubernetes_validate.latest_version()):
                 kubernetes_validate.validate(manifest, version, strict=True)
@@ -103,11 +115,11 @@ def test_manifests_fit_the_published_schemas(rendered: dict[str, dict[str, Manif
     ("name", "kind", "key"), [("node", "DaemonSet", "spec"), ("pod", "PodMonitor", "spec")]
 )
 def test_the_schemas_notice_a_misspelt_key(
-    rendered: dict[str, dict[str, Manifest]], name: str, kind: str, key: str
+    rendered: dict[str, dict[str, Manifest]], name: str, kind: str, key: str, operator: ModuleType
 ) -> None:
     misspelt = {**rendered[name][kind], key: {**rendered[name][kind][key], "selectors": {}}}
     if kind == "PodMonitor":
-        assert unknown_to_the_operator(misspelt) == [f".{key}.selectors"]
+        assert unknown_to_the_operator(misspelt, operator) == [f".{key}.selectors"]
     else:
         with pytest.raises(kubernetes_validate.ValidationError):
             kubernetes_validate.validate(misspelt, OLDEST_KUBERNETES, strict=True)

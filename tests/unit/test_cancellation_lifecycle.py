@@ -33,11 +33,13 @@ from tests.inprocess import LOOPS, open_descriptors, parts, run, until
 PAGE = b"# TYPE x gauge\nx 1\n"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def thawed() -> Iterator[None]:
     """A reload freezes what is there: other tests' garbage, too, and threads that would end with it."""
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # the tests themselves again, see conftest
 
 
 def changed(config: dict[str, Any]) -> Config:
@@ -58,6 +60,7 @@ def is_whole(proxy: Proxy, name: str, log: Path) -> bool:
 
 
 @TIMINGS
+@pytest.mark.usefixtures("thawed")
 @pytest.mark.parametrize("bad", [False, True], ids=["good", "its error log cannot be opened"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_reload_that_nobody_waits_for_any_more(
