@@ -18,7 +18,7 @@ import trustme
 from exporter_proxy.config import Network, UpstreamUrl
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.upstreams import connect
-from exporter_proxy.upstreams.connect import ATTEMPT_DELAY_SECONDS, Dialer
+from exporter_proxy.upstreams.connect import Dialer
 from exporter_proxy.upstreams.connection import UpstreamConnection
 from exporter_proxy.upstreams.tls import Tls
 from tests.fakes.origin import Origin, Visit, hang, unanswering
@@ -26,6 +26,8 @@ from tests.fakes.ports import refusing_port
 from tests.inprocess import LOOPS, open_descriptors, run, until
 
 LOOP = pytest.mark.parametrize("loop", LOOPS)
+DELAY_SECONDS = 2.0
+"""Where it is measured: long beside what a busy machine may hold a test up for."""
 
 
 def url(host: str, port: int, scheme: str = "http") -> UpstreamUrl:
@@ -67,14 +69,18 @@ async def refused(
 
 @LOOP
 @pytest.mark.parametrize("host", ["127.0.0.1", "two.test", "three.test"])
-def test_an_address_that_refuses_is_followed_by_the_next_at_once(loop: str, host: str) -> None:
+def test_an_address_that_refuses_is_followed_by_the_next_at_once(
+    loop: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "ATTEMPT_DELAY_SECONDS", 10.0)
+
     async def scenario() -> tuple[str, float]:
         async with Origin(hang) as origin:
             return await dial(url(host, origin.port))
 
     peer, took = run(scenario, loop)
     assert peer == "127.0.0.1"
-    assert took < ATTEMPT_DELAY_SECONDS
+    assert took < 10
 
 
 @LOOP
@@ -89,7 +95,11 @@ def test_the_first_address_is_the_one_that_is_used(loop: str) -> None:
 
 
 @LOOP
-def test_an_address_that_does_not_answer_is_joined_by_the_next_after_a_while(loop: str) -> None:
+def test_an_address_that_does_not_answer_is_joined_by_the_next_after_a_while(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "ATTEMPT_DELAY_SECONDS", DELAY_SECONDS)
+
     async def scenario() -> tuple[str, float]:
         async with Origin(hang) as origin:
             with unanswering("127.0.0.2", origin.port):
@@ -97,12 +107,15 @@ def test_an_address_that_does_not_answer_is_joined_by_the_next_after_a_while(loo
 
     peer, took = run(scenario, loop)
     assert peer == "127.0.0.1"
-    assert ATTEMPT_DELAY_SECONDS * 0.9 <= took < ATTEMPT_DELAY_SECONDS + 1
+    assert DELAY_SECONDS * 0.9 <= took < DELAY_SECONDS + 5
 
 
 @LOOP
-def test_an_address_that_refuses_does_not_end_the_wait_for_a_slower_one(loop: str) -> None:
+def test_an_address_that_refuses_does_not_end_the_wait_for_a_slower_one(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first of three hangs, the second, tried after a while, refuses: the third follows at once."""
+    monkeypatch.setattr(connect, "ATTEMPT_DELAY_SECONDS", DELAY_SECONDS)
 
     async def scenario() -> tuple[str, float]:
         async with Origin(hang) as origin:
@@ -111,7 +124,7 @@ def test_an_address_that_refuses_does_not_end_the_wait_for_a_slower_one(loop: st
 
     peer, took = run(scenario, loop)
     assert peer == "127.0.0.1"
-    assert ATTEMPT_DELAY_SECONDS * 0.9 <= took < 2 * ATTEMPT_DELAY_SECONDS
+    assert DELAY_SECONDS * 0.9 <= took < DELAY_SECONDS * 1.95
 
 
 @LOOP
