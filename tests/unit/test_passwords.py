@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import statistics
 import subprocess
 import sys
 import threading
@@ -116,9 +115,9 @@ def test_what_is_no_hash_lets_nobody_in(hashed: str) -> None:
 
 def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
     async def timed(passwords: Passwords, user: bytes, password: bytes) -> float:
-        before = time.perf_counter()
+        before = time.process_time()
         assert not await is_right(passwords, user, password)
-        return time.perf_counter() - before
+        return time.process_time() - before
 
     async def scenario() -> None:
         passwords = Passwords((("ann", hash_of(b"of ann", 9)),))
@@ -126,7 +125,7 @@ def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
             (await timed(passwords, b"ann", b"%d" % number), await timed(passwords, b"eve%d" % number, b"x"))
             for number in range(7)
         ]
-        known, unknown = (statistics.median(times) for times in zip(*pairs, strict=True))
+        known, unknown = (min(times) for times in zip(*pairs, strict=True))
         assert min(known, unknown) > 0.5 * max(known, unknown)
         assert known > 0.005, "too short to tell anything"
 
