@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import REPOSITORY
-from tests.packaging.artefacts import build
+from tests.packaging.artefacts import BUILD_SECONDS, build
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first of these tests builds, or waits for another process that does, before it begins."""
+    for item in items:
+        if "dist" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(2 * BUILD_SECONDS))
 
 
 @pytest.fixture(scope="session")
