@@ -52,7 +52,7 @@ async def _outcome(pieces: Sequence[bytes], is_head: bool) -> Outcome:
         if not connection.closed:
             connection.data_received(piece)
     theirs.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         outcome = await reading
     connection.abort()
     await asyncio.sleep(0)

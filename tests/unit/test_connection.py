@@ -78,7 +78,7 @@ async def _answer(pieces: Sequence[bytes], is_head: bool, is_closed: bool) -> Ou
         if is_closed:
             theirs.close()
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 return await reading
         except ScrapeError as error:
             return error

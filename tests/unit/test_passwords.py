@@ -306,7 +306,7 @@ def test_a_wrong_login_that_is_tried_again_as_its_answer_comes_gets_an_answer_to
         assert not await checking
         hashing.free.set()
         assert await bob
-        assert not await asyncio.wait_for(again[0], 5)
+        assert not await asyncio.wait_for(again[0], PATIENCE_SECONDS)
 
     run(scenario)
 
