@@ -152,7 +152,8 @@ def captured(kept: Kept) -> Iterator[Kept]:
     handlers, level = list(root.handlers), root.level
     capture_library_logs(kept.log)
     yield kept
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)  # which forgets what loggers have decided by the other one
 
 
 def test_what_libraries_log_is_in_the_same_lines(captured: Kept) -> None:
