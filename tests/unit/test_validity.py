@@ -55,14 +55,14 @@ def test_it_is_what_openssl_says(key: str, form: str, tmp_path: Path) -> None:
     kind = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"] if key == "ec" else [key]
     command = ["openssl", "req", "-newkey", *kind, "-nodes", "-subj", "/CN=a/O=b", "-keyout", "key"]
     if form:
-        subprocess.run([*command, "-out", "csr"], cwd=tmp_path, capture_output=True, timeout=20, check=True)
+        subprocess.run([*command, "-out", "csr"], cwd=tmp_path, capture_output=True, timeout=60, check=True)
         command = ["openssl", "x509", "-req", "-in", "csr", "-signkey", "key"]
     else:
         command.append("-x509")
     command += ["-days", "77", "-out", "cert"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=20, check=True)
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
     show = ["openssl", "x509", "-in", "cert", "-noout", "-enddate", "-dateopt", "iso_8601"]
-    shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True).stdout
+    shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
     end = datetime.datetime.fromisoformat(shown.strip().removeprefix("notAfter="))
     assert not_after_timestamp_seconds((tmp_path / "cert").read_bytes()) == end.timestamp()
 
