@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.origin import Origin, hang
-from tests.inprocess import open_descriptors, until
+from tests.inprocess import opened_since, until
 
 GONE_SECONDS = 1.0
 """How soon a scraper's leaving must have ended everything."""
@@ -76,9 +76,7 @@ async def until_closed(before: dict[str, str], log: str) -> None:
     """Every descriptor opened since is closed but the log's, which is another test's business."""
 
     def further() -> dict[str, str]:
-        return {
-            number: to for number, to in open_descriptors().items() if before.get(number) != to and to != log
-        }
+        return {number: to for number, to in opened_since(before).items() if to != log}
 
     with contextlib.suppress(AssertionError):
         await until(lambda: not further(), "all is closed", GONE_SECONDS)

@@ -111,6 +111,11 @@ def open_descriptors() -> dict[str, str]:
     return links
 
 
+def opened_since(before: dict[str, str]) -> dict[str, str]:
+    """The open descriptors that were not there before. What others have left may close meanwhile."""
+    return {number: to for number, to in open_descriptors().items() if before.get(number) != to}
+
+
 @dataclass
 class Answered:
     """What the application sent, message by message."""

@@ -14,7 +14,7 @@ from exporter_proxy.config.schema import CommandSource
 from exporter_proxy.reasons import Reason, ScrapeError
 from exporter_proxy.upstreams.command import GRACE_SECONDS, Run
 from exporter_proxy.upstreams.threads import Threads
-from tests.inprocess import LOOPS, open_descriptors, run, until
+from tests.inprocess import LOOPS, open_descriptors, opened_since, run, until
 
 SHELL_ENV = (("PATH", "/usr/bin:/bin"),)
 
@@ -62,7 +62,7 @@ def test_a_start_that_nobody_waits_for_is_seen_to(loop: str, tmp_path: Path) -> 
         free.set()
         await blocking
         await until(one.ended.done, "the run ended")
-        assert open_descriptors().keys() == before.keys()
+        assert not opened_since(before)
 
     run(scenario, loop)
     pid = tmp_path / "pid"
@@ -79,7 +79,7 @@ def test_a_start_that_fails_leaves_nothing(loop: str) -> None:
         assert caught.value.reason is Reason.COMMAND_FAILED
         assert one.ended.done()
         one.abandon()
-        assert open_descriptors().keys() == before.keys()
+        assert not opened_since(before)
 
     run(scenario, loop)
 
@@ -96,7 +96,7 @@ def test_no_pidfd_leaves_nothing_either(loop: str, monkeypatch: pytest.MonkeyPat
         one = Run(shell("exec sleep 300"), Threads(1, "start"))
         with pytest.raises(ScrapeError, match="Function not implemented"):
             await one.start()
-        assert open_descriptors().keys() == before.keys()
+        assert not opened_since(before)
 
     monkeypatch.setattr(os, "pidfd_open", no_pidfd)
     run(scenario, loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,8 +12,11 @@ from exporter_proxy.upstreams.threads import Threads
 from tests.inprocess import LOOPS, run, until
 
 
-def named(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
+@pytest.fixture
+def named() -> Callable[[str], list[threading.Thread]]:
+    """The threads of that name, but for those that other tests have left."""
+    others = set(threading.enumerate())
+    return lambda name: [one for one in threading.enumerate() if one not in others and one.name == name]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -28,7 +32,9 @@ def test_results_and_errors_come_back(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_stuck_threads_are_few_and_in_nobody_elses_way(loop: str) -> None:
+def test_stuck_threads_are_few_and_in_nobody_elses_way(
+    loop: str, named: Callable[[str], list[threading.Thread]]
+) -> None:
     async def scenario() -> None:
         free = threading.Event()
         threads, others = Threads(2, "stuck"), Threads(1, "others")
