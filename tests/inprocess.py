@@ -102,6 +102,15 @@ async def until(condition: Callable[[], bool], what: str, timeout_seconds: float
         await asyncio.sleep(0.001)
 
 
+def least_seconds(measured: Callable[[], float], bound_seconds: float) -> float:
+    """The least of three runs; CPU time has the interrupts of a busy machine in it. One below is enough."""
+    least = measured()
+    for _ in range(2):
+        if least >= bound_seconds:
+            least = min(least, measured())
+    return least
+
+
 def open_descriptors() -> dict[str, str]:
     """Every open file descriptor of this process and what it leads to."""
     links: dict[str, str] = {}

@@ -13,6 +13,7 @@ import pytest
 from exporter_proxy.scrape.exposition import Malformed, TooLarge, verifier_for
 from exporter_proxy.scrape.exposition.grammar import MAX_LABELS
 from exporter_proxy.scrape.exposition.lines import ENTRY_LIMIT_BYTES, ODD_ENTRIES_LIMIT
+from tests.inprocess import least_seconds
 from tests.testdata.exposition.pages import OPENMETRICS, PROTOBUF, TEXT, zipped
 from tests.testdata.exposition.protobuf import FOO, delimited, field, metric, varint
 
@@ -294,18 +295,21 @@ PART_BYTES = 1 << 18
 @pytest.mark.parametrize("page", SLOW_PAGES)
 def test_no_step_takes_long(page: str, content_type: str, encoding: str | None) -> None:
     body = SLOW_PAGES[page] if encoding is None else zipped(SLOW_PAGES[page])
-    verifier = verifier_for(content_type, encoding, max_decoded_bytes=1 << 20)
-    assert verifier is not None
-    longest, before = 0.0, time.thread_time()
-    with contextlib.suppress(Malformed):
-        for start in range(0, len(body), PART_BYTES):
-            for _ in verifier.feed_in_steps(body[start : start + PART_BYTES]):
+
+    def longest_step() -> float:
+        verifier = verifier_for(content_type, encoding, max_decoded_bytes=1 << 20)
+        assert verifier is not None
+        longest, before = 0.0, time.thread_time()
+        with contextlib.suppress(Malformed):
+            for start in range(0, len(body), PART_BYTES):
+                for _ in verifier.feed_in_steps(body[start : start + PART_BYTES]):
+                    longest, before = max(longest, time.thread_time() - before), time.thread_time()
                 longest, before = max(longest, time.thread_time() - before), time.thread_time()
-            longest, before = max(longest, time.thread_time() - before), time.thread_time()
-        verifier.finish()
-    longest = max(longest, time.thread_time() - before)
+            verifier.finish()
+        return max(longest, time.thread_time() - before)
+
     # 3 ms on an idle machine; all other scrapes wait for so long.
-    assert longest < 0.02
+    assert least_seconds(longest_step, 0.02) < 0.02
 
 
 def test_tiny_chunks_of_a_line_that_goes_on_are_not_joined_each_time() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from exporter_proxy.scrape.exposition import verifier_for
 from exporter_proxy.scrape.exposition.merge import Clash, Merger
+from tests.inprocess import least_seconds
 
 
 def put_together(merger: Merger) -> bytes:
@@ -112,17 +113,21 @@ def test_a_long_page_is_taken_in_in_steps() -> None:
 )
 def test_a_page_of_very_many_entries_is_put_together_in_steps(line: bytes) -> None:
     page = b"".join(line % number for number in range(100_000))
-    merger = Merger()
-    for _ in merger.add("a.prom", page):
-        pass
-    gc.collect()
-    longest, before = 0.0, time.thread_time()
-    for _ in merger.merge():
-        longest, before = max(longest, time.thread_time() - before), time.thread_time()
-    longest = max(longest, time.thread_time() - before)
-    assert merger.page == page
+
+    def longest_step() -> float:
+        merger = Merger()
+        for _ in merger.add("a.prom", page):
+            pass
+        gc.collect()
+        longest, before = 0.0, time.thread_time()
+        for _ in merger.merge():
+            longest, before = max(longest, time.thread_time() - before), time.thread_time()
+        longest = max(longest, time.thread_time() - before)
+        assert merger.page == page
+        return longest
+
     # 4 ms on an idle machine, for the last copy of them all.
-    assert longest < 0.02
+    assert least_seconds(longest_step, 0.02) < 0.02
 
 
 def test_a_byte_that_no_reader_sees_makes_no_page_malformed() -> None:
