@@ -39,6 +39,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_garbage() -> Iterator[None]:
+    """Each file answers for its own: what the collector has to complain of is told where it is collected."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def standing() -> Iterator[tuple[Daemon, FakeExporter]]:
     """One daemon per test process: starting one for each of some hundred tests would take minutes."""
