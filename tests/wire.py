@@ -231,7 +231,11 @@ class Wire:
 
     def readable_within(self, seconds: float) -> bool:
         """Whether something, be it the end, is there to be read by then; nothing is read."""
-        return bool(self._unread) or bool(select.select([self.sock], [], [], seconds)[0])
+        if self._unread:
+            return True
+        readable = select.poll()  # not select.select(), which takes no descriptor beyond 1023
+        readable.register(self.sock, select.POLLIN)
+        return bool(readable.poll(seconds * 1000))
 
     def closes_within(self, seconds: float) -> bool:
         """Whether the daemon ends the connection by then, saying nothing further."""

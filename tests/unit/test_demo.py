@@ -38,8 +38,9 @@ def has_ended(pid: int, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
     except ProcessLookupError:
         return True
     try:
-        readable, _, _ = select.select([process], [], [], timeout_seconds)
-        return bool(readable)
+        ended = select.poll()  # not select.select(), which takes no descriptor beyond 1023
+        ended.register(process, select.POLLIN)
+        return bool(ended.poll(timeout_seconds * 1000))
     finally:
         os.close(process)
 
