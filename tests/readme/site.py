@@ -31,7 +31,7 @@ PROGRAMS = ("curl", "exporter_proxy", "grep", "sed")
 """What a transcript may run; a line of another program is one that this test knows nothing about."""
 SERVE = re.compile(r"exporter_proxy (serve )?--?config\S*[ =]")
 PATIENCE_SECONDS = 20.0
-LOG_SECONDS = 5.0
+LOG_SECONDS = 15.0
 """An access log's line is written a moment after its answer."""
 
 

@@ -39,7 +39,7 @@ PORTS = {
 """Of Debian's exporters: where each listens if nobody says anything else."""
 START_SECONDS = 40.0
 STOP_SECONDS = 20.0
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 120.0
 """On a machine that does much else at the same time; README.md says what it takes on one that does not."""
 STEPS = [step for block in blocks() if block.section == SECTION for step in steps(block)]
 
@@ -149,4 +149,4 @@ def test_three_commands_lead_from_eight_exporters_to_up_for_all(
     assert seconds < LONGEST_SECONDS
     said = re.search(r"Measured: (\d+) s from the first command", sections()[SECTION])
     assert said is not None, "README.md says what was measured"
-    assert int(said[1]) < LONGEST_SECONDS
+    assert int(said[1]) < LONGEST_SECONDS / 2

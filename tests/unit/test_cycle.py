@@ -299,9 +299,11 @@ def test_a_slow_scraper_is_waited_for_in_bounded_memory(loop: str, tmp_path: Pat
             connection_of.append(asking.connection)
             asking.writer.write(GET)
             await until(lambda: asking.connection.flow.write_paused, "the front is held up")
-            seen = len(sent)
-            await asyncio.sleep(0.1)
-            assert len(sent) == seen < count
+            seen = -1
+            while seen != len(sent):  # until the front is stuck
+                seen = len(sent)
+                await asyncio.sleep(0.1)
+            assert seen < count, "the front was never held up"
             assert asking.connection.transport.get_write_buffer_size() <= 3 * len(part)
             asking.writer.transport.resume_reading()  # type: ignore[attr-defined]  # asyncio's stubs lack it
             await asking.reader.readuntil(b"\r\n\r\n")

@@ -56,19 +56,19 @@ def test_a_stuck_loop_feeds_the_watchdog_no_more() -> None:
                 return messages
 
         async def scenario() -> None:
-            environ = {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "100000"}
+            environ = {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "1000000"}
             notifier = Notifier(pytest.fail, environ)
             notifier.ready(lambda: "well")
             assert received() == ["READY=1\nSTATUS=well"]
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.7)
             assert "WATCHDOG=1" in received()
-            time.sleep(0.3)  # noqa: ASYNC251 - that is the point
+            time.sleep(1.5)  # noqa: ASYNC251 - that is the point
             assert received() == []
             for _ in range(3):
                 await asyncio.sleep(0)
             assert received() == ["WATCHDOG=1"], "one, and not those that were missed"
             notifier.close()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.7)
             assert received() == []
 
         asyncio.run(scenario())
