@@ -6,9 +6,16 @@ import gc
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.daemon import REPOSITORY, STARTED, Daemon, proxied
 from tests.fakes.exporter import FakeExporter
+
+# A slow example is the machine's doing, as a rule. CI's own profile has it so, and the rest of that stays.
+settings.register_profile(
+    "unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 LONGEST = (
     "tests/e2e/test_soak.py",

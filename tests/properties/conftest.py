@@ -14,7 +14,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis.statistics import collector
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
@@ -23,13 +23,7 @@ WEIGHTS = {"test_daemon_model": 20, "test_relay_properties": 4, "test_app_proper
 
 # What was found is told with all that it takes to find it again.
 settings.register_profile("as tests", settings.default, print_blob=True)
-settings.register_profile(
-    "fuzz",
-    settings.default,
-    derandomize=False,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+settings.register_profile("fuzz", settings.default, derandomize=False, print_blob=True)
 settings.load_profile("fuzz" if MINUTES else "as tests")
 
 
