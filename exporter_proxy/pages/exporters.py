@@ -5,11 +5,9 @@ A client is shown the exporters that its address may scrape, and no others.
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy import __version__
@@ -17,8 +15,12 @@ from exporter_proxy.access import is_allowed
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.observe.recent import ScrapeOutcome
+from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.scrape.routing import Route
+
+_EXPORTERS_PER_SLICE = 2
+"""About a millisecond's work, with 40 scrapes each."""
 
 
 def visible_routes(scope: Scope, running: Running) -> list[Route]:
@@ -46,12 +48,12 @@ def rfc3339(unix_seconds: float) -> str:
 async def exporters_json(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """JSON: each exporter with its last results and its last failures by reason."""
     shows_excerpts = is_local(scope)
-    exporters = [_exporter(route, shows_excerpts) for route in visible_routes(scope, running)]
-    pages: dict[str, Any] = {"version": __version__, "exporters": exporters}
+    exporters = (_exporter(route, shows_excerpts) for route in visible_routes(scope, running))
+    values: dict[str, Any] = {"version": __version__, "exporters": None}
     if proxy.pushprox is not None:
-        pages["pushprox"] = _pushprox(proxy.pushprox)
-    body = json.dumps(pages, indent=2) + "\n"
-    await Response(body, media_type="application/json")(scope, receive, send)
+        values["pushprox"] = _pushprox(proxy.pushprox)
+    slices = json_slices(values, exporters, _EXPORTERS_PER_SLICE, indent=2)
+    await send_slices(slices, [(b"Content-Type", b"application/json")], send)
 
 
 def _pushprox(record: PushProxRecord) -> dict[str, Any]:

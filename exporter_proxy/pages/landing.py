@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy.pages.overview import Values, overview
+from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
 
 HTML, JSON, TEXT = "text/html", "application/json", "text/plain"
@@ -36,23 +36,20 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
     kind = preferred_type(", ".join(Request(scope).headers.getlist("accept")))
     values = await overview(proxy, running, scope)
     headers = [(b"Content-Type", f"{kind}; charset=utf-8".encode()), *_PAGE_HEADERS]
+    slices: Iterable[bytes]
     if kind == JSON:
         headers[0] = (b"Content-Type", JSON.encode())
-        parts = _json_parts(values)
+        slices = json_slices(values, values["exporters"], _EXPORTERS_PER_SLICE)
     elif kind == HTML:
         page = await _page()
         headers += [
             (b"Content-Security-Policy", page.policy.encode()),
             (b"Referrer-Policy", b"no-referrer"),
         ]
-        parts = iter((page.before, page.escape(text_of(values)), page.after))
+        slices = map(str.encode, (page.before, page.escape(text_of(values)), page.after))
     else:
-        parts = iter((text_of(values),))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for part in parts:
-        await send({"type": "http.response.body", "body": part.encode(), "more_body": True})
-        await asyncio.sleep(0)
-    await send({"type": "http.response.body", "body": b""})
+        slices = map(str.encode, (text_of(values),))
+    await send_slices(slices, headers, send)
 
 
 def preferred_type(accept: str) -> str:
@@ -73,18 +70,6 @@ def preferred_type(accept: str) -> str:
         if name in (HTML, JSON, TEXT) and best_weight < weight <= 1:
             best, best_weight = name, weight
     return best
-
-
-def _json_parts(values: Values) -> Iterator[str]:
-    """The JSON in slices: encoding a thousand exporters at once would hold up scrapes."""
-    exporters = values["exporters"]
-    head = json.dumps({**values, "exporters": None})
-    before, after = head.split('"exporters": null', 1)
-    yield f'{before}"exporters": ['
-    for start in range(0, len(exporters), _EXPORTERS_PER_SLICE):
-        some = json.dumps(exporters[start : start + _EXPORTERS_PER_SLICE])
-        yield f"{', ' if start else ''}{some[1:-1]}"
-    yield f"]{after}\n"
 
 
 # -- Plain text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
+from collections.abc import Iterable, Iterator
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy.observe.metrics import DaemonNumbers, exposition_type, render
+from exporter_proxy.pages.slices import send_slices
 from exporter_proxy.proxy import Proxy, Running
 
 _GZIP_WBITS = 31
@@ -38,11 +39,12 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         },
         pushprox=proxy.pushprox,
     )
-    compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS) if is_gzip else None
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for text in render([route.record for route in running.routes.routes], numbers, is_openmetrics):
-        body = compressor.compress(text) if compressor else text
-        if body:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await asyncio.sleep(0)
-    await send({"type": "http.response.body", "body": compressor.flush() if compressor else b""})
+    slices = render([route.record for route in running.routes.routes], numbers, is_openmetrics)
+    await send_slices(_compressed(slices) if is_gzip else slices, headers, send)
+
+
+def _compressed(slices: Iterable[bytes]) -> Iterator[bytes]:
+    compressor = zlib.compressobj(level=1, wbits=_GZIP_WBITS)
+    for one in slices:
+        yield compressor.compress(one)
+    yield compressor.flush()

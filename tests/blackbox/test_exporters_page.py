@@ -1,0 +1,71 @@
+"""``/-/exporters`` as JSON: what each exporter's last scrapes became, however many and whoever reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from exporter_proxy.observe.recent import RECENT_SCRAPES
+from tests.daemon import Daemon
+from tests.fakes.ports import refusing_port
+from tests.wire import request
+
+EXPORTERS = 50
+READERS = 60
+GROWTH_BYTES = 32 * 1024 * 1024
+
+
+def told(daemon: Daemon) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(daemon.get("/-/exporters").expect_ok().body)
+    return values
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Many exporters, each of whose last scrapes failed: 800 KB of JSON.
+
+    Of that a TCP connection's buffer in the kernel would take all, that of a unix socket a quarter.
+    """
+    path = tmp_path_factory.mktemp("pages") / "x.sock"
+    with refusing_port() as port:
+        entry = {"url": f"http://127.0.0.1:{port}/metrics"}
+        exporters = {f"exporter_{number:02}": entry for number in range(EXPORTERS)}
+        with Daemon({"listen": ["127.0.0.1:0", f"unix:{path}"], "exporters": exporters}) as daemon:
+            with daemon.connect() as wire:
+                for _ in range(RECENT_SCRAPES):
+                    for number in range(EXPORTERS):
+                        assert wire.exchange(request(f"/exporter_{number:02}/metrics")).status == 502
+            last = {"exporter": f"exporter_{EXPORTERS - 1:02}", "code": "502"}
+            daemon.wait_for_metric(RECENT_SCRAPES, "exporter_proxy_scrapes_total", **last)
+            yield daemon
+
+
+def test_every_exporter_is_there_with_all_that_is_remembered(busy: Daemon) -> None:
+    """Made in one piece it would hold the loop, for which the daemon is watched."""
+    exporters = told(busy)["exporters"]
+    assert [one["name"] for one in exporters] == [f"exporter_{number:02}" for number in range(EXPORTERS)]
+    for one in exporters:
+        assert [scrape["reason"] for scrape in one["recent"]] == ["connect"] * RECENT_SCRAPES
+        assert one["last_failures"] == {"connect": one["recent"][0]}
+
+
+def test_readers_that_do_not_read_hold_little(busy: Daemon) -> None:
+    told(busy)  # whatever is loaded or allocated for the first is no growth
+    before = busy.rss_bytes()
+    with ExitStack() as wires:
+        for _ in range(READERS):
+            wire = wires.enter_context(busy.connect(busy.unix_paths[0]))
+            wire.send(request("/-/exporters"))
+            assert wire.sock.recv(100), "its answer has begun"
+        assert len(told(busy)["exporters"]) == EXPORTERS, "others have theirs meanwhile"
+        grown = busy.rss_bytes() - before
+    assert grown < GROWTH_BYTES, f"it grew by {grown / 1024 / 1024:.1f} MiB"
+
+
+def test_a_head_has_no_body(busy: Daemon) -> None:
+    reply = busy.get("/-/exporters", method="HEAD").expect_ok(b"")
+    assert reply.header("content-type") == "application/json"
