@@ -1,7 +1,4 @@
-"""``/-/exporters``: what each exporter's last scrapes became, and who is shown which exporter.
-
-A client is shown the exporters that its address may scrape, and no others.
-"""
+"""``/-/exporters``: what each exporter's last scrapes became."""
 
 from __future__ import annotations
 
@@ -11,28 +8,16 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy import __version__
-from exporter_proxy.access import is_allowed
 from exporter_proxy.observe.history import ExporterRecord
 from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.observe.recent import ScrapeOutcome
 from exporter_proxy.pages.slices import json_slices, send_slices
+from exporter_proxy.pages.visible import is_local, visible_excerpt, visible_problem, visible_routes
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.scrape.routing import Route
 
 _EXPORTERS_PER_SLICE = 2
 """About a millisecond's work, with 40 scrapes each."""
-
-
-def visible_routes(scope: Scope, running: Running) -> list[Route]:
-    """The routes that the client's address may scrape."""
-    address = scope["address"]
-    return [route for route in running.routes.routes if is_allowed(address, route.exporter.allow_clients)]
-
-
-def is_local(scope: Scope) -> bool:
-    """Whether the client is on this host: only there is shown what exporters or files say."""
-    address = scope["address"]
-    return address is None or address.is_loopback
 
 
 def state_of(record: ExporterRecord) -> str:
@@ -47,16 +32,16 @@ def rfc3339(unix_seconds: float) -> str:
 
 async def exporters_json(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """JSON: each exporter with its last results and its last failures by reason."""
-    shows_excerpts = is_local(scope)
-    exporters = (_exporter(route, shows_excerpts) for route in visible_routes(scope, running))
+    shows_details = is_local(scope)
+    exporters = (_exporter(route, shows_details) for route in visible_routes(scope, running))
     values: dict[str, Any] = {"version": __version__, "exporters": None}
     if proxy.pushprox is not None:
-        values["pushprox"] = _pushprox(proxy.pushprox)
+        values["pushprox"] = _pushprox(proxy.pushprox, shows_details)
     slices = json_slices(values, exporters, _EXPORTERS_PER_SLICE, indent=2)
     await send_slices(slices, [(b"Content-Type", b"application/json")], send)
 
 
-def _pushprox(record: PushProxRecord) -> dict[str, Any]:
+def _pushprox(record: PushProxRecord, shows_details: bool) -> dict[str, Any]:
     return {
         "fqdn": record.fqdn,
         "last_poll": rfc3339(record.last_poll) if record.last_poll else None,
@@ -64,7 +49,7 @@ def _pushprox(record: PushProxRecord) -> dict[str, Any]:
             {
                 "url": url,
                 "connected": state.is_connected,
-                "problem": state.problem,
+                "problem": visible_problem(state, shows_details),
                 "since": rfc3339(state.since),
             }
             for url, state in record.proxies.items()
@@ -72,7 +57,7 @@ def _pushprox(record: PushProxRecord) -> dict[str, Any]:
     }
 
 
-def _exporter(route: Route, shows_excerpts: bool) -> dict[str, Any]:
+def _exporter(route: Route, shows_details: bool) -> dict[str, Any]:
     record = route.record
     return {
         "name": route.exporter.name,
@@ -80,21 +65,20 @@ def _exporter(route: Route, shows_excerpts: bool) -> dict[str, Any]:
         "state": state_of(record),
         "last_success": rfc3339(record.last_success) if record.last_success else None,
         "scrapes_in_flight": record.in_flight,
-        "recent": [_outcome(outcome, shows_excerpts) for outcome in reversed(record.recent)],
+        "recent": [_outcome(outcome, shows_details) for outcome in reversed(record.recent)],
         "last_failures": {
-            reason.value: _outcome(outcome, shows_excerpts)
-            for reason, outcome in record.last_failures.items()
+            reason.value: _outcome(outcome, shows_details) for reason, outcome in record.last_failures.items()
         },
     }
 
 
-def _outcome(outcome: ScrapeOutcome, shows_excerpts: bool) -> dict[str, Any]:
+def _outcome(outcome: ScrapeOutcome, shows_details: bool) -> dict[str, Any]:
     return {
         "at": rfc3339(outcome.at),
         "status": outcome.status,
         "reason": outcome.reason.value if outcome.reason else None,
         "message": outcome.message,
-        "excerpt": outcome.excerpt if shows_excerpts else "",
+        "excerpt": visible_excerpt(outcome, shows_details),
         "connect_seconds": outcome.connect_seconds,
         "first_byte_seconds": outcome.first_byte_seconds,
         "total_seconds": outcome.total_seconds,

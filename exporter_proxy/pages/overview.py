@@ -16,7 +16,8 @@ from starlette.types import Scope
 from exporter_proxy import __version__
 from exporter_proxy.observe.pushprox import PushProxRecord
 from exporter_proxy.observe.recent import ScrapeOutcome
-from exporter_proxy.pages.exporters import is_local, rfc3339, state_of, visible_routes
+from exporter_proxy.pages.exporters import rfc3339, state_of
+from exporter_proxy.pages.visible import is_local, visible_excerpt, visible_problem, visible_routes
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import ADVICE
 from exporter_proxy.scrape.routing import Route
@@ -122,7 +123,7 @@ def _failure(outcome: ScrapeOutcome, shows_details: bool) -> Values:
         "reason": outcome.reason.value,
         "message": printable(outcome.message),
         "advice": "" if advice in outcome.message else advice,
-        "excerpt": printable(outcome.excerpt) if shows_details else "",
+        "excerpt": printable(visible_excerpt(outcome, shows_details)),
     }
 
 
@@ -175,8 +176,7 @@ def _pushprox(record: PushProxRecord, shows_details: bool) -> list[Values]:
             "fqdn": record.fqdn,
             "state": state.word,
             "since": rfc3339(state.since),
-            # It names addresses of the network around this host.
-            "problem": printable(state.problem) if shows_details else "",
+            "problem": printable(visible_problem(state, shows_details)),
         }
         for url, state in record.proxies.items()
     ]

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy.config.values import BadValue
-from exporter_proxy.pages.exporters import visible_routes
+from exporter_proxy.pages.visible import visible_routes
 from exporter_proxy.prometheus_config import Entrance, Target, parse_target, target_list
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason

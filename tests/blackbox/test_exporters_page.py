@@ -12,6 +12,7 @@ import pytest
 from exporter_proxy.observe.recent import RECENT_SCRAPES
 from tests.daemon import Daemon
 from tests.fakes.ports import refusing_port
+from tests.second_address import with_second_address
 from tests.wire import request
 
 EXPORTERS = 50
@@ -69,3 +70,29 @@ def test_readers_that_do_not_read_hold_little(busy: Daemon) -> None:
 def test_a_head_has_no_body(busy: Daemon) -> None:
     reply = busy.get("/-/exporters", method="HEAD").expect_ok(b"")
     assert reply.header("content-type") == "application/json"
+
+
+def test_why_no_pushprox_proxy_is_reached_is_shown_to_loopback_clients_only() -> None:
+    """It names addresses of the network around this host; ``/`` goes by the same rule."""
+
+    def test(address: str) -> None:
+        with refusing_port() as port:
+            config = {
+                "listen": ["127.0.0.1:0", f"{address}:0"],
+                "pushprox": {"proxy_url": f"http://127.0.0.1:{port}/", "fqdn": "vm1.test"},
+                "exporters": {"x": {"url": f"http://127.0.0.1:{port}/metrics"}},
+            }
+            with Daemon(config) as daemon:
+                daemon.wait_for_log("pushprox failing")
+                for at in daemon.addresses:
+                    shown = []
+                    for path, whole in (("/-/exporters", "pushprox"), ("/", "daemon")):
+                        with daemon.connect(at, source=at[0]) as wire:
+                            asked = request(path, ("Accept", "application/json"))
+                            values = json.loads(wire.exchange(asked).expect_ok().body)[whole]
+                        (proxy,) = values["proxies"] if whole == "pushprox" else values["pushprox"]
+                        shown.append(proxy["problem"])
+                    assert shown[0] == shown[1]
+                    assert ("connection refused" in shown[0]) == at[0].startswith("127.")
+
+    with_second_address(test)
