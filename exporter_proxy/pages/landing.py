@@ -17,6 +17,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from exporter_proxy.pages.negotiation import weights
 from exporter_proxy.pages.overview import Values, overview
 from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
@@ -58,16 +59,8 @@ def preferred_type(accept: str) -> str:
     A wildcard names none of them: curl sends ``*/*``, and a person reads what it prints.
     """
     best, best_weight = TEXT, 0.0
-    for item in accept.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    weight = float(parameter[2:])
-                except ValueError:
-                    weight = 0.0
-        if name in (HTML, JSON, TEXT) and best_weight < weight <= 1:
+    for name, weight in weights(accept):
+        if name in (HTML, JSON, TEXT) and weight > best_weight:
             best, best_weight = name, weight
     return best
 

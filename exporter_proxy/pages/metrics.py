@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy.observe.metrics import DaemonNumbers, exposition_type, render
+from exporter_proxy.pages.negotiation import accepts_gzip
 from exporter_proxy.pages.slices import send_slices
 from exporter_proxy.proxy import Proxy, Running
 
@@ -19,7 +20,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
     """Text or OpenMetrics by Accept, gzip by Accept-Encoding; scrapes go on between slices."""
     request = Request(scope)
     content_type, is_openmetrics = exposition_type(request.headers.get("accept", ""))
-    is_gzip = "gzip" in request.headers.get("accept-encoding", "")
+    is_gzip = accepts_gzip(", ".join(request.headers.getlist("accept-encoding")))
     headers = [(b"Content-Type", content_type.encode()), (b"Vary", b"Accept, Accept-Encoding")]
     if is_gzip:
         headers.append((b"Content-Encoding", b"gzip"))

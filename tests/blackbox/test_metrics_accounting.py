@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 
 import pytest
@@ -130,3 +131,31 @@ def test_exporter_up_follows_the_last_scrape() -> None:
 def test_the_own_path_of_metrics_is_not_a_scrape(daemon: Daemon) -> None:
     before = {key: value for key, value in daemon.metrics().items() if key[0] in (SCRAPES, DENIED)}
     assert {key: value for key, value in daemon.metrics().items() if key[0] in (SCRAPES, DENIED)} == before
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "is_gzip"),
+    [
+        ((), False),
+        (("",), False),
+        (("gzip",), True),
+        (("GZip;Q=0.5",), True),
+        (("deflate", "gzip"), True),
+        (("*",), True),
+        (("gzip;q=1.0, identity; q=0.5",), True),
+        (("gzip;q=0",), False),
+        (("gzip; q=0.000, *",), False),
+        (("identity, gzip;q=0.5",), False),
+        (("gzip;q=much",), False),
+        (("gzipped",), False),
+    ],
+)
+def test_own_metrics_are_compressed_for_who_wants_that(
+    daemon: Daemon, accept_encoding: tuple[str, ...], is_gzip: bool
+) -> None:
+    """By the weights of RFC 9110 section 12.5.3; one of 0 forbids it."""
+    reply = daemon.get("/metrics", *(("Accept-Encoding", line) for line in accept_encoding)).expect_ok()
+    assert reply.header("content-encoding") == ("gzip" if is_gzip else None)
+    assert reply.header("vary") == "Accept, Accept-Encoding"
+    page = gzip.decompress(reply.body) if is_gzip else reply.body
+    assert b"exporter_proxy_build_info{" in page
