@@ -15,7 +15,7 @@ from pathlib import Path
 
 from exporter_proxy.config import ConfigError, Problem, UpstreamUrl, parse_config
 from exporter_proxy.config.additions import Addition, add_exporters, read_present
-from exporter_proxy.config.addresses import UPSTREAM_URL
+from exporter_proxy.config.addresses import UPSTREAM_URL, with_suffix
 from exporter_proxy.config.source import read_file
 from exporter_proxy.discover import FoundExporter, config_text, discover_exporters
 from exporter_proxy.discover.found import entry_lines, json_text, table_text
@@ -67,7 +67,7 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
         name = exporter.name
         number = exporter.port
         while name in taken or f"/{name}/metrics" in present.paths:
-            name = f"{exporter.name}_{number}"
+            name = with_suffix(exporter.name, f"_{number}")
             number += 1
         taken.add(name)
         new.append(replace(exporter, name=name))

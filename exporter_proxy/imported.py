@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter_proxy.config import ConfigError, Problem, parse_config
-from exporter_proxy.config.addresses import MAX_NAME_CHARACTERS
+from exporter_proxy.config.addresses import exporter_name_like, with_suffix
 from exporter_proxy.config.expexp import ExecModule, Expexp, FileModule, HttpModule, Module, Place
 from exporter_proxy.config.problems import quoted
 from exporter_proxy.config.scalars import scalar
@@ -28,7 +28,6 @@ _LINE_CHARACTERS = 100
 _TLS_KEYS = tuple(
     f"http.tls_{key}" for key in ("insecure_skip_verify", "cert_file", "key_file", "ca_cert_file")
 )
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 # What holds for a whole kind of module is said once.
 _NO_ARGS = (
@@ -142,13 +141,10 @@ def _comment(text: str) -> str:
 
 def _name(name: str, taken: set[str]) -> str:
     """The name itself where it can be an exporter's, else one that is like it and not taken."""
-    wanted = _NOT_IN_NAMES.sub("_", name)
-    if not re.match("[A-Za-z_]", wanted):
-        wanted = f"_{wanted}"
-    wanted = unique = wanted[:MAX_NAME_CHARACTERS]
+    wanted = unique = exporter_name_like(name)
     number = 2
     while unique in taken:
-        unique = f"{wanted[: MAX_NAME_CHARACTERS - 6]}_{number}"
+        unique = with_suffix(wanted, f"_{number}")
         number += 1
     return unique
 

@@ -214,4 +214,20 @@ def _parse_exporter_name(text: str) -> str:
     return text
 
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def exporter_name_like(text: str) -> str:
+    """``text`` itself where it can be an exporter's name, else one that is like it."""
+    name = _NOT_IN_NAMES.sub("_", text)
+    if not re.match("[A-Za-z_]", name):
+        name = f"_{name}"
+    return name[:MAX_NAME_CHARACTERS]
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """An exporter's name with ``suffix`` behind it, and cut before that where it would be too long."""
+    return name[: MAX_NAME_CHARACTERS - len(suffix)] + suffix
+
+
 EXPORTER_NAME = Kind('an exporter name such as "node_exporter"', _parse_exporter_name)

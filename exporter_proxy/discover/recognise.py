@@ -14,6 +14,8 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain, count
 
+from exporter_proxy.config.addresses import exporter_name_like, with_suffix
+
 # Each pattern is linear on any line: no two neighbouring parts can match the same blanks.
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _VALUE = r"[+-]?(?:[0-9.][0-9.eE+-]*|[Ii]nf|[Nn]a[Nn])"
@@ -74,7 +76,7 @@ def exporter_name(families: Iterable[str], process_name: str | None, port: int) 
 
     In this order: the one ``<name>_exporter_build_info`` on its page, its program's name, the
     default port where the metrics confirm it, the metrics alone where they point to one
-    exporter, the default port alone, and at last ``port_<port>``.
+    exporter, the default port alone, and at last ``port_<port>``. It is one that a configuration takes.
     """
     families = frozenset(families)
     built = {match[1] for family in families if (match := _BUILD_INFO.fullmatch(family))}
@@ -92,7 +94,7 @@ def exporter_name(families: Iterable[str], process_name: str | None, port: int) 
 
 
 def _exporter(stem: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") + "_exporter"
+    return exporter_name_like(re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") + "_exporter")
 
 
 def _names_by_prefix(families: frozenset[str]) -> set[str]:
@@ -119,12 +121,13 @@ def unique_names(named: Sequence[tuple[str, int]]) -> list[str]:
     for name, port in named:
         unique = name
         if occurrences[name] > 1:
-            unique = next(proposal for proposal in _proposals(f"{name}_{port}") if proposal not in taken)
+            unique = next(proposal for proposal in _proposals(name, port) if proposal not in taken)
             taken.add(unique)
         names.append(unique)
     return names
 
 
-def _proposals(name: str) -> Iterator[str]:
+def _proposals(name: str, port: int) -> Iterator[str]:
     """The same port twice: two exporters on two addresses of this host."""
-    return chain([name], (f"{name}_{number}" for number in count(2)))
+    suffixes = chain([f"_{port}"], (f"_{port}_{number}" for number in count(2)))
+    return (with_suffix(name, suffix) for suffix in suffixes)

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter_proxy.config.addresses import EXPORTER_NAME
 from exporter_proxy.discover.recognise import exporter_name, parse_families
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import DENIAL_STATUS, SCRAPE_ERROR_STATUS
@@ -160,7 +161,7 @@ def test_any_request_is_answered_from_the_table(
 @settings(max_examples=200, deadline=None)
 @given(
     page=pages() | st.binary(max_size=60),
-    process=st.none() | st.text(max_size=12) | st.sampled_from(["node_exporter", "a-exporter", "-exporter"]),
+    process=st.none() | st.text(max_size=12) | st.sampled_from(["node_exporter", "9p-exporter", "-exporter"]),
     port=st.integers(0, 65535),
     content_type=st.sampled_from(
         ["", "text/plain", "application/openmetrics-text", "application/vnd.google.protobuf"]
@@ -173,7 +174,7 @@ def test_any_page_has_a_name_and_a_size(
     families = parse_families(page.decode("utf-8", "replace"))
     assert families is None or all(families)
     name = exporter_name(families or frozenset(), process, port)
-    assert name.isascii()
+    assert EXPORTER_NAME.parse(name) == name
     summary = summarise(page, content_type)
     assert summary.series >= 0
     assert summary.families >= 0

@@ -323,6 +323,9 @@ class TestNames:
             ({"x"}, "node_exporter", 9104, "node_exporter"),
             ({"x"}, "nginx-prometheus-exporter", 45001, "nginx_exporter"),
             ({"x"}, "Foo.Bar-exporter", 45001, "foo_bar_exporter"),
+            # A configuration takes no name that begins with a digit.
+            ({"x"}, "prometheus-389ds-exporter", 45001, "_389ds_exporter"),
+            ({"x"}, "9p-exporter", 45001, "_9p_exporter"),
             # The port's prefix confirms it, though others match as well.
             ({"haproxy_up", "node_load1"}, "java", 9101, "haproxy_exporter"),
             ({"haproxy_up"}, None, 1936, "haproxy"),
@@ -346,6 +349,15 @@ class TestNames:
     def test_names_that_occur_twice_get_their_port(self) -> None:
         named = [("a", 1), ("b", 2), ("a", 3), ("a", 3), ("a_1", 4)]
         assert unique_names(named) == ["a_1_2", "b", "a_3", "a_3_2", "a_1"]
+
+    def test_names_that_were_found_are_such_as_a_configuration_takes(self) -> None:
+        """One that it refused would keep ``serve --discover`` from serving any."""
+        named = [(exporter_name({"x"}, f"{stem}-exporter", 45001), 45001) for stem in ("9p", "a" * 200) * 3]
+        names = unique_names(named)
+        assert len(set(names)) == 6
+        found = [FoundExporter(name, "http://127.0.0.1:1/metrics", 45001, None, None) for name in names]
+        config = parse_config(config_text(found).encode(), "discovered")
+        assert [exporter.name for exporter in config.exporters] == names
 
     def test_the_table_of_ports(self) -> None:
         ports = known_ports()
