@@ -51,7 +51,7 @@ class ScrapeResult:
     @property
     def is_successful(self) -> bool:
         """Whether Prometheus would have had a complete 200."""
-        return self.exchange.reason is None and self.exchange.status == 200
+        return self.exchange.reason is None
 
     @property
     def is_the_exporters(self) -> bool:

@@ -103,11 +103,8 @@ class ExporterRecord:
         minute = exchange.ended_nsec // _MINUTE_NSEC
         if minute != self._minute:
             self._begin_minute(minute)
-        if reason is None:
-            self.up = status == 200  # nothing else is a successful scrape to Prometheus
-            if not self.up:
-                self._minute_failed += 1
-                return None
+        if reason is None:  # a complete 200
+            self.up = True
             self._minute_succeeded += 1
             self.last_success = exchange.ended_nsec / 1e9
             if self.failing_reason is None:

@@ -115,9 +115,7 @@ def _last_scrape(outcome: ScrapeOutcome | None) -> Values | None:
 
 
 def _failure(outcome: ScrapeOutcome, shows_details: bool) -> Values:
-    if outcome.reason is None:
-        message = f"it answered {outcome.status}, which is no success to Prometheus"
-        return {"reason": "status", "message": message, "advice": "correct its url", "excerpt": ""}
+    assert outcome.reason is not None, "it failed"
     advice = ADVICE[outcome.reason]
     return {
         "reason": outcome.reason.value,

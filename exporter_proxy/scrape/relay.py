@@ -42,9 +42,10 @@ async def relay(
     if route.content_type is not None:
         headers = without(b"content-type", headers)
         headers.append((b"Content-Type", route.content_type))
-    if status >= 400:
+    if status != 200:  # nothing else is a page to Prometheus
+        hint = "" if status >= 400 else ", which is no success to Prometheus; is url that of its metrics?"
         exchange.reason = Reason.UPSTREAM_STATUS
-        exchange.message = f"{route.backend} answered {status}"
+        exchange.message = f"{route.backend} answered {status}{hint}"
         headers.append((ERROR_HEADER, Reason.UPSTREAM_STATUS.encode()))
     if age_seconds is not None:
         age_seconds += sum(_age_seconds(value) for name, value in headers if name.lower() == b"age")

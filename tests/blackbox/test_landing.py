@@ -148,8 +148,9 @@ def test_recovery_and_what_is_not_the_exporters_doing() -> None:
         daemon.get("/x/metrics")
         (one,) = wait_for_scrapes(daemon, 1)["exporters"]
         assert (one["state"], one["last_success"]) == ("down", None)
-        assert one["failure"]["message"] == "it answered 204, which is no success to Prometheus"
-        assert text(daemon).startswith("the exporter fails: x (status)\n")
+        assert one["failure"]["reason"] == "upstream_status"
+        assert " answered 204, which is no success to Prometheus" in one["failure"]["message"]
+        assert text(daemon).startswith("the exporter fails: x (upstream_status)\n")
         daemon.get("/x/metrics").expect_ok()
         (one,) = wait_for_scrapes(daemon, 2)["exporters"]
         assert (one["state"], one["failure"]) == ("up", None)

@@ -40,7 +40,7 @@ def test_every_reason_exists_at_zero_from_the_start() -> None:
     ("script", "code", "reason"),
     [
         (respond(), "200", None),
-        (respond(status=204, body=b""), "204", None),
+        (respond(status=204, body=b""), "204", "upstream_status"),
         (respond(status=503), "503", "upstream_status"),
         (respond(status=302), "502", "redirect"),
         ([reset()], "502", "connect"),

@@ -15,6 +15,7 @@ import pytest
 from tests.daemon import Daemon, proxied, wait_until
 from tests.fakes.exporter import (
     CHUNKED,
+    PAGE,
     FakeExporter,
     Script,
     chunk,
@@ -249,6 +250,27 @@ def test_status_of_the_exporters_own_errors_passes(status: int) -> None:
         reply = daemon.exchange(SCRAPE)
         assert (reply.status, reply.error, reply.body) == (status, "upstream_status", b"no\n")
         expect_accounted(daemon, status, "upstream_status", denied=False)
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 304])
+def test_status_that_is_no_success_to_prometheus_passes_and_is_a_failure(status: int) -> None:
+    """Answer, access log, metrics, log and pages say the same of it; and that it is over."""
+    body = b"" if status in (204, 304) else PAGE
+    with proxied(respond(status, body=body), respond(), access_log=LOGGED) as (daemon, _):
+        reply = daemon.exchange(SCRAPE)
+        assert (reply.status, reply.error, reply.body) == (status, "upstream_status", body)
+        expect_accounted(daemon, status, "upstream_status", denied=False)
+        assert daemon.metric("exporter_proxy_exporter_up", exporter="x") == 0
+        daemon.wait_for_log("exporter failing")
+        (failing,) = daemon.logged("exporter failing")
+        assert failing["reason"] == "upstream_status"
+        assert f" answered {status}, which is no success to Prometheus" in failing["error"]
+        assert daemon.get("/").body.startswith(b"the exporter fails: x (upstream_status)\n")
+        (shown,) = json.loads(daemon.get("/-/exporters").expect_ok().body)["exporters"]
+        assert shown["last_failures"]["upstream_status"]["message"] == failing["error"]
+
+        daemon.exchange(SCRAPE).expect_ok(PAGE)
+        assert "after=upstream_status" in daemon.wait_for_log("exporter recovered")
 
 
 CHUNKED_HEAD = head(200, [("Transfer-Encoding", CHUNKED)])

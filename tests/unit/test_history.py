@@ -109,16 +109,6 @@ def test_what_is_not_the_exporters_doing_says_nothing_of_it(
     )
 
 
-def test_a_status_that_is_no_success_to_prometheus_is_not_up(record: ExporterRecord) -> None:
-    """204 passes without a reason, but Prometheus takes nothing from it."""
-    record.add(failure(Reason.CONNECT))
-    assert record.add(outcome(204)) is None
-    assert record.up is False
-    assert record.last_success == 0
-    assert record.scrapes_by_code == {200: 0, 502: 1, 204: 1}
-    assert record.add(outcome()) == StateChange("exporter recovered", Reason.CONNECT)
-
-
 def test_only_the_recent_scrapes_are_kept(record: ExporterRecord) -> None:
     for number in range(RECENT_SCRAPES + 10):
         record.add(outcome(seconds=float(number)))
@@ -172,7 +162,7 @@ def test_scrapes_count_for_an_hour(record: ExporterRecord, asked_at: float, coun
     scraped_at(record, 0.0, outcome())
     scraped_at(record, 0.5, failure(Reason.TIMEOUT))
     scraped_at(record, 10.0, outcome())
-    scraped_at(record, 10.1, outcome(204))
+    scraped_at(record, 10.1, outcome(204, Reason.UPSTREAM_STATUS))
     scraped_at(record, 10.2, outcome())
     assert record.last_hour(NOON_NSEC + int(asked_at * MINUTE_NSEC)) == count
 
@@ -200,11 +190,11 @@ def test_the_latest_failure_is_that_of_the_state(record: ExporterRecord) -> None
     record.add(failure(Reason.CLIENT_GONE))
     assert record.latest_failure is None
     record.add(failure(Reason.CONNECT))
-    record.add(outcome(204))
+    record.add(outcome(204, Reason.UPSTREAM_STATUS))
     record.add(failure(Reason.CLIENT_GONE))
     latest = record.latest_failure
     assert latest is not None
-    assert (latest.status, latest.reason) == (204, None)
+    assert (latest.status, latest.reason) == (204, Reason.UPSTREAM_STATUS)
     record.add(failure(Reason.TIMEOUT))
     for _ in range(RECENT_SCRAPES):
         record.add(failure(Reason.SATURATED))
