@@ -40,7 +40,8 @@ class DaemonNumbers:
     log_lines_lost: int
     is_reload_successful: bool
     last_reload_success: float
-    config_sha256: str
+    config_fingerprint: str
+    """Hex digest of the configuration, see ``Config.fingerprint``."""
     certificate_expiries: dict[str, float]
     """Unix time by kind."""
     file_mtimes: Mapping[str, Mapping[str, float]]
@@ -181,8 +182,9 @@ def _daemon_families(numbers: DaemonNumbers) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "exporter_proxy_config_hash",
-        "First 48 bits of the configuration file's SHA-256, to compare over a fleet.",
-        int(numbers.config_sha256[:12], 16),
+        "First 48 bits of a hash of the configuration, included files and the web.config.file, to compare "
+        "over a fleet.",
+        int(numbers.config_fingerprint[:12], 16),
     )
     expiries = GaugeMetricFamily(
         "exporter_proxy_certificate_not_after_timestamp_seconds",

@@ -213,7 +213,7 @@ function daemonFacts(daemon, now) {
   const facts = [
     ["Version", [daemon.version]],
     ["Configuration", [`${config.source}, loaded ${loaded}`]],
-    ["Its SHA-256", [element("code", { textContent: config.sha256.slice(0, 12), title: config.sha256 })]],
+    ["Its hash", [element("code", { textContent: config.hash.slice(0, 12), title: config.hash })]],
     [
       "Last reload",
       reload.is_successful ? ["succeeded"] : [

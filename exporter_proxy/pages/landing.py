@@ -131,7 +131,7 @@ def _daemon_lines(daemon: Values) -> Iterator[str]:
     config, reload = daemon["config"], daemon["last_reload"]
     connections = f"{daemon['connections']} of {daemon['max_connections']} connections"
     yield f"exporter_proxy {daemon['version']}, {connections}"
-    yield f"configuration: {config['source']}, loaded {config['loaded']}, sha256 {config['sha256'][:12]}"
+    yield f"configuration: {config['source']}, loaded {config['loaded']}, hash {config['hash'][:12]}"
     if not reload["is_successful"]:
         count = reload["problem_count"]
         problems = f"{count} problem{'' if count == 1 else 's'}"

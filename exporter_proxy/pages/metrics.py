@@ -31,7 +31,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         log_lines_lost=proxy.log_lines_lost,
         is_reload_successful=proxy.reload_state.is_successful and not proxy.refresh_problems,
         last_reload_success=proxy.reload_state.last_success,
-        config_sha256=running.config.fingerprint,
+        config_fingerprint=running.config.fingerprint,
         certificate_expiries=running.certificate_expiries,
         file_mtimes={
             route.exporter.name: route.file_mtimes_seconds

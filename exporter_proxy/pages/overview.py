@@ -136,7 +136,7 @@ def _daemon(proxy: Proxy, running: Running, shows_details: bool, now: float) -> 
         "config": {
             "source": printable(config.source),
             "loaded": rfc3339(state.last_success),
-            "sha256": config.fingerprint,
+            "hash": config.fingerprint,
         },
         "last_reload": {
             "is_successful": state.is_successful and not proxy.refresh_problems,

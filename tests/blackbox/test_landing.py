@@ -128,7 +128,7 @@ def test_the_json_has_all_of_it(mixed: Daemon) -> None:
     daemon = values["daemon"]
     config = (mixed.directory / "config.yml").read_bytes()
     assert daemon["config"]["source"] == "config.yml"
-    assert daemon["config"]["sha256"] == hashlib.sha256(config).hexdigest()
+    assert daemon["config"]["hash"] == hashlib.sha256(config).hexdigest()
     assert daemon["last_reload"] == {"is_successful": True, "problem_count": 0, "problems": []}
     assert 1 <= daemon["connections"] <= daemon["max_connections"] == 512
     assert daemon["certificates"] == []

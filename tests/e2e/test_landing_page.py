@@ -126,7 +126,7 @@ def test_the_daemon_is_described(chromium: Chromium, site: Site) -> None:
     show(chromium, site)
     shown = " ".join(chromium.text("#daemon").split())
     assert re.search(
-        r"Version \S+ Configuration config\.yml, loaded \d+ s ago \(\S+Z\) Its SHA-256 [0-9a-f]{12} "
+        r"Version \S+ Configuration config\.yml, loaded \d+ s ago \(\S+Z\) Its hash [0-9a-f]{12} "
         r"Last reload succeeded Connections \d+ of at most 512",
         shown,
     )

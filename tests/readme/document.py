@@ -32,7 +32,7 @@ CHANGING: tuple[tuple[str, str], ...] = (
     (r"\b\d+ s ago\b", "N s ago"),
     (r"\b[\d.]+ [KM]iB\b", "N KiB"),
     (r"\b\d+(?= of \d+ connections\b)", "N"),
-    (r"(?<=\bsha256 )[0-9a-f]{12}\b", "HASH"),
+    (r"(?<=\bhash )[0-9a-f]{12}\b", "HASH"),
     # promtool shows the time of an answer like this.
     (r"(?<= )@\[[\d.]+\]", "@[TIME]"),
     # Columns are as wide as what stands in them.

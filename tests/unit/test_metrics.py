@@ -54,7 +54,7 @@ def numbers() -> DaemonNumbers:
         log_lines_lost=2,
         is_reload_successful=True,
         last_reload_success=1_700_000_000.5,
-        config_sha256=SHA256,
+        config_fingerprint=SHA256,
         certificate_expiries={"server": 1_800_000_000.0, "client_ca": 1_900_000_000.0},
         file_mtimes={"backup": {"/x/a.prom": 1_700_000_000.5, '/x/"b".prom': 1.0}, "none": {}},
     )
