@@ -108,6 +108,14 @@ ROWS: dict[str, Row] = {
         lambda directory, secret: {"headers": {"Authorization": f"Bearer {secret}"}},
         {"twice": lambda directory, secret: {"headers": {"authorization": secret}, **basic(password=secret)}},
     ),
+    "params": Row(
+        lambda directory, secret: {"params": {"token": [secret]}},
+        {
+            "mapping": lambda directory, secret: {"params": {"token": {"x": secret}}},
+            "list": lambda directory, secret: {"params": [f"token={secret}"]},
+            "text": lambda directory, secret: {"params": f"token={secret}"},
+        },
+    ),
     "password": Row(
         lambda directory, secret: basic(password=secret),
         {

@@ -181,8 +181,8 @@ class UpstreamUrl:
     """A name or an IP address, IPv6 without brackets; ``localhost`` for a unix socket."""
     port: int
     """0 for a unix socket."""
-    target: str
-    """``/metrics``, ``/probe?module=x``; never empty, ASCII."""
+    target: str = field(repr=False)
+    """``/metrics``, ``/probe?module=x``; never empty, ASCII. Its query may hold secrets."""
     socket_path: str | None = None
     """Set for ``http+unix`` alone."""
 
@@ -304,8 +304,8 @@ class Exporter:
     """``None``: whoever the global list lets in."""
     allow_params: frozenset[str] | None
     """Names of query parameters that may pass; ``None``: all."""
-    params: tuple[tuple[str, str], ...]
-    """Always added to the query, in file order, before the scraper's own."""
+    params: tuple[tuple[str, str], ...] = field(repr=False)
+    """Always added to the query, in file order, before the scraper's own; may hold secrets."""
     pass_headers: tuple[str, ...]
     """Lower-case names of further request headers that are let through."""
     headers: tuple[tuple[str, str], ...] = field(repr=False)

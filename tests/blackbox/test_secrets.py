@@ -29,7 +29,7 @@ from tests.e2e.processes import MODULE
 from tests.fakes.exporter import PAGE, FakeExporter, Script, close, head, respond, send, stall
 from tests.fakes.ports import refusing_port
 from tests.inprocess import parts, run
-from tests.planted import AUTHORITY, CLIENT, ROWS, Keys, forms, search, secrets
+from tests.planted import AUTHORITY, CLIENT, ROWS, Keys, forms, marker, search, secrets
 
 SITUATIONS: dict[str, Script] = {
     "ok": respond(),
@@ -242,6 +242,15 @@ def test_no_repr_shows_a_secret(site: Site) -> None:
         ]
     for value in shown:
         search(f"{value!r} {value}", type(value).__name__)
+
+
+def test_no_repr_shows_the_query_of_a_url() -> None:
+    """Some exporters take a token there."""
+    for name, url in (("tcp", "http://127.0.0.1:1/metrics"), ("unix", "http+unix:///run/x.sock:/metrics")):
+        text = f"exporters: {{x: {{url: '{url}?token={marker(name)}'}}}}\n"
+        config = parse_config(text.encode(), "config.yml")
+        for value in (config, *config.exporters, *(one.url for one in config.exporters)):
+            assert marker(name) not in repr(value)
 
 
 class _Defective(httpx.AsyncBaseTransport):
