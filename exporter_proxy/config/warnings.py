@@ -10,14 +10,13 @@ import grp
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from exporter_proxy.access import Address, address_of, is_allowed, plain_address
 from exporter_proxy.config.schema import (
     Config,
     Exporter,
     Listen,
     ListenAddress,
-    Network,
     ServerTls,
     UnixListen,
 )
@@ -134,7 +133,7 @@ def _resolve_warnings(config: Config) -> list[str]:
                 "url, or the name in DNS or /etc/hosts"
             )
             continue
-        outside = [address for address in answer if not _is_allowed(address, config.allow_upstreams)]
+        outside = [address for address in answer if not is_allowed(address, config.allow_upstreams)]
         if outside:
             shown = ", ".join(str(address) for address in outside)
             subject = shown if shown == host else f"{host} resolves to {shown}, which"
@@ -145,36 +144,22 @@ def _resolve_warnings(config: Config) -> list[str]:
     return warnings
 
 
-def _resolve(host: str) -> list[IPv4Address | IPv6Address] | str:
+def _resolve(host: str) -> list[Address] | str:
     """The addresses of ``host``, or the resolver's words for why there are none."""
-    literal = _parse_address(host)
+    literal = address_of(host)
     if literal is not None:
         return [literal]
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         return error.strerror or str(error)
-    addresses = (_parse_address(str(answer[4][0]).partition("%")[0]) for answer in answers)
-    return list(dict.fromkeys(address for address in addresses if address is not None))
+    return list(dict.fromkeys(plain_address(str(answer[4][0])) for answer in answers))
 
 
 def _is_loopback(host: str) -> bool:
     """Whether ``host`` can only be this host: 127.0.0.0/8, ::1, localhost and names under it (RFC 6761)."""
-    address = _parse_address(host)
+    address = address_of(host)
     if address is not None:
         return address.is_loopback
     name = host.lower().removesuffix(".")
     return name == "localhost" or name.endswith(".localhost")
-
-
-def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that ``text`` is; an IPv4-mapped one as IPv4, ``None`` for a name."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-
-
-def _is_allowed(address: IPv4Address | IPv6Address, networks: tuple[Network, ...] | None) -> bool:
-    return networks is None or any(address in network for network in networks)

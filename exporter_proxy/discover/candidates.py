@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from exporter_proxy.access import Address
 from exporter_proxy.discover.recognise import KnownPort
 from exporter_proxy.discover.sockets import OWN_NAME, Listener, Process
-
-Address = IPv4Address | IPv6Address
 
 EXPORTER_PORTS = range(9100, 10000)
 """Where Prometheus's list of default ports places exporters."""

@@ -15,6 +15,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal
 
+from exporter_proxy.access import Address, unmapped
+
 PROC = Path("/proc")
 OWN_NAME = "exporter_proxy"
 EXPORTER_SUFFIXES = ("_exporter", "-exporter")
@@ -31,7 +33,7 @@ _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
 class Listener:
     """A listening TCP socket. An IPv4-mapped IPv6 address is given as the IPv4 one it stands for."""
 
-    address: IPv4Address | IPv6Address
+    address: Address
     port: int
     uid: int
     inode: int
@@ -69,14 +71,11 @@ def parse_listeners(table: str, byteorder: Literal["little", "big"] = sys.byteor
     return listeners
 
 
-def _parse_address(words: str, byteorder: Literal["little", "big"]) -> IPv4Address | IPv6Address:
+def _parse_address(words: str, byteorder: Literal["little", "big"]) -> Address:
     packed = b"".join(
         int(words[start : start + 8], 16).to_bytes(4, byteorder) for start in range(0, len(words), 8)
     )
-    if len(packed) == 4:
-        return IPv4Address(packed)
-    address = IPv6Address(packed)
-    return address.ipv4_mapped or address
+    return IPv4Address(packed) if len(packed) == 4 else unmapped(IPv6Address(packed))
 
 
 def read_listeners(proc: Path = PROC) -> list[Listener]:

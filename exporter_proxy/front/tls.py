@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from exporter_proxy.access import Address
+from exporter_proxy.access import Address, address_of
 from exporter_proxy.config.certificates import (
     check_pair,
     check_readable,
@@ -105,18 +104,10 @@ def has_allowed_san(peercert: Mapping[str, Any] | None, allowed: tuple[str, ...]
     IP addresses as addresses. No certificate has no name.
     """
     names: tuple[tuple[str, str], ...] = (peercert or {}).get("subjectAltName", ())
-    addresses = {address for address in map(_address, allowed) if address is not None}
+    addresses = {address_of(one.strip()) for one in allowed} - {None}
     for kind, name in names:
         if kind in _TEXT_SANS and name in allowed:
             return True
-        if kind == "IP Address" and _address(name) in addresses:
+        if kind == "IP Address" and address_of(name.strip()) in addresses:
             return True
     return False
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(text.strip())
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

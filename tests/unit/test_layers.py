@@ -36,9 +36,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("upstreams",),
     ("observe",),
     ("discover", "demo"),
-    ("access", "imported", "prometheus_config", "systemd"),
+    ("imported", "prometheus_config", "systemd"),
     ("config",),
-    ("reasons",),
+    ("access", "reasons"),
     ("__init__",),
 )
 # Library: the packages and modules, without "exporter_proxy.", that may import it.
