@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from exporter_proxy.reasons import printable
+
 _MAX_SHOWN_CHARACTERS = 120
 _PEM_OR_HASH = re.compile(r"(-----BEGIN|\$2[abxy]?\$).*", re.DOTALL)
 _URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -69,9 +71,7 @@ def visible(text: str) -> str:
     shown = _PEM_OR_HASH.sub(r"\1***", _without_credentials(text))
     if len(shown) > _MAX_SHOWN_CHARACTERS:
         shown = shown[: _MAX_SHOWN_CHARACTERS - 3] + "..."
-    if shown.isprintable():
-        return shown
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+    return printable(shown)
 
 
 def _without_credentials(text: str) -> str:

@@ -19,7 +19,7 @@ from exporter_proxy.observe.recent import ScrapeOutcome
 from exporter_proxy.pages.exporters import rfc3339, state_of
 from exporter_proxy.pages.visible import is_local, visible_excerpt, visible_problem, visible_routes
 from exporter_proxy.proxy import Proxy, Running
-from exporter_proxy.reasons import ADVICE
+from exporter_proxy.reasons import ADVICE, printable
 from exporter_proxy.scrape.routing import Route
 
 ROUTES_PER_SLICE = 20
@@ -54,18 +54,9 @@ async def overview(proxy: Proxy, running: Running, scope: Scope) -> Values:
     }
 
 
-def printable(text: str) -> str:
-    """``text`` on one line and of bounded length, with nothing in it that would act on a screen.
-
-    Control characters, terminal escapes, direction marks and lone surrogates come out as escapes.
-    """
-    if len(text) > MAX_TEXT_CHARS:
-        text = f"{text[:MAX_TEXT_CHARS]}..."
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
+def one_line(text: str) -> str:
+    """``text`` of bounded length, with nothing in it that would act on a screen."""
+    return printable(f"{text[:MAX_TEXT_CHARS]}..." if len(text) > MAX_TEXT_CHARS else text)
 
 
 def _link(base: str, path: str) -> str:
@@ -119,9 +110,9 @@ def _failure(outcome: ScrapeOutcome, shows_details: bool) -> Values:
     advice = ADVICE[outcome.reason]
     return {
         "reason": outcome.reason.value,
-        "message": printable(outcome.message),
+        "message": one_line(outcome.message),
         "advice": "" if advice in outcome.message else advice,
-        "excerpt": printable(visible_excerpt(outcome, shows_details)),
+        "excerpt": one_line(visible_excerpt(outcome, shows_details)),
     }
 
 
@@ -134,7 +125,7 @@ def _daemon(proxy: Proxy, running: Running, shows_details: bool, now: float) -> 
         "version": __version__,
         "is_stopping": proxy.is_draining,
         "config": {
-            "source": printable(config.source),
+            "source": one_line(config.source),
             "loaded": rfc3339(state.last_success),
             "hash": config.fingerprint,
         },
@@ -142,7 +133,7 @@ def _daemon(proxy: Proxy, running: Running, shows_details: bool, now: float) -> 
             "is_successful": state.is_successful and not proxy.refresh_problems,
             "problem_count": len(problems),
             # They name exporters and files, which not everyone may know of.
-            "problems": [printable(problem) for problem in problems] if shows_details else [],
+            "problems": [one_line(problem) for problem in problems] if shows_details else [],
         },
         "connections": len(proxy.front.connections),
         "max_connections": config.max_connections,
@@ -174,7 +165,7 @@ def _pushprox(record: PushProxRecord, shows_details: bool) -> list[Values]:
             "fqdn": record.fqdn,
             "state": state.word,
             "since": rfc3339(state.since),
-            "problem": printable(visible_problem(state, shows_details)),
+            "problem": one_line(visible_problem(state, shows_details)),
         }
         for url, state in record.proxies.items()
     ]

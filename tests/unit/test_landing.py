@@ -9,7 +9,7 @@ import pytest
 
 from exporter_proxy import pages
 from exporter_proxy.pages.landing import HTML, JSON, TEXT, preferred_type
-from exporter_proxy.pages.overview import MAX_TEXT_CHARS, printable
+from exporter_proxy.pages.overview import MAX_TEXT_CHARS, one_line
 
 FILES = resources.files(pages)
 STYLE, SCRIPT, SKELETON = (
@@ -57,7 +57,7 @@ def test_the_form_is_the_one_that_accept_prefers(accept: str, kind: str) -> None
     ],
 )
 def test_nothing_that_acts_on_a_screen_is_shown(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert one_line(text) == shown
 
 
 # -- Colours

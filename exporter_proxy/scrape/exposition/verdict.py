@@ -6,6 +6,8 @@ import codecs
 from collections.abc import Iterable
 from typing import Protocol
 
+from exporter_proxy.reasons import printable
+
 EXCERPT_MAX_CHARS = 120
 """An excerpt is never longer than this, escapes included."""
 
@@ -69,10 +71,7 @@ def excerpt_of(data: bytes, start: int, fault: int) -> str:
         piece = piece.lstrip(bytes(range(0x80, 0xC0)))
     # Unless it is final a character that is cut off at the end is held back.
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-    text = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in decoder.decode(piece, final=not cut)
-    )
+    text = printable(decoder.decode(piece, final=not cut))
     text = f"...{text}" if begin > start else text
     if cut or len(text) > EXCERPT_MAX_CHARS:
         text = text[: EXCERPT_MAX_CHARS - 3] + "..."
