@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from exporter_proxy.access import is_allowed
-from exporter_proxy.config.pushprox import PushProx
 from exporter_proxy.front.answers import denial_headers, error_body, error_headers
 from exporter_proxy.front.auth import Guard
 from exporter_proxy.front.cycle import ResponseAborted, ScraperGone
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.pages import find_page, needs_credentials
+from exporter_proxy.pages.visible import PUSHPROX, may_scrape, visible_routes
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.reasons import Denied, Reason, ScrapeError
 from exporter_proxy.scrape.ask import Question
@@ -29,12 +29,11 @@ from exporter_proxy.scrape.routing import Route
 from exporter_proxy.scrape.share import share_key
 from exporter_proxy.upstreams import ScrapeRequest
 
+__all__ = ["PUSHPROX", "App"]
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-PUSHPROX = "pushprox"
-"""In the scope of a request that came through a PushProx proxy: the section that lets it in."""
 
 MAX_SHOWN_BYTES = 100
 """Of a name that is no exporter's; there may be 32 KiB of it."""
@@ -170,7 +169,7 @@ def find_module(scope: Scope, running: Running) -> tuple[Route, bytes]:
     route, module, query = running.routes.find_module(scope["exchange"].query)
     if route is not None:
         return route, query
-    modules = _listed([one.exporter.name for one in running.routes.routes if _may_scrape(scope, one)])
+    modules = _listed([one.exporter.name for one in visible_routes(scope, running)])
     known = f"there is: {modules}" if modules else "there is none that you may scrape"
     if module is None:
         raise Denied(Reason.BAD_REQUEST, f"no exporter is named; add module=NAME to the query; {known}")
@@ -182,19 +181,12 @@ def check_route_address(scope: Scope, route: Route) -> None:
     """The exporter's own list narrows the global one; through PushProx, where there are no addresses,
     that is ``allow_exporters``.
     """
-    if _may_scrape(scope, route):
+    if may_scrape(scope, route):
         return
     name = route.exporter.name
     if PUSHPROX in scope:
         raise Denied(Reason.FORBIDDEN, f"{name} may not be scraped through PushProx (allow_exporters)")
     raise Denied(Reason.FORBIDDEN, f"{scope['address']} may not scrape {name} (its allow_clients)")
-
-
-def _may_scrape(scope: Scope, route: Route) -> bool:
-    pushprox: PushProx | None = scope.get(PUSHPROX)
-    if pushprox is not None:
-        return pushprox.allows(route.exporter)
-    return is_allowed(scope["address"], route.exporter.allow_clients)
 
 
 def check_method(method: str, allowed: tuple[str, ...] = ("GET", "HEAD")) -> None:
@@ -217,7 +209,7 @@ def check_params(query: bytes, route: Route) -> None:
 
 def _paths_text(scope: Scope, running: Running) -> str:
     """The 404's line: the paths that exist, for this client."""
-    shown = _listed([route.path.decode() for route in running.routes.routes if _may_scrape(scope, route)])
+    shown = _listed([route.path.decode() for route in visible_routes(scope, running)])
     if not shown:
         return "no such path, and no exporter that you may scrape"
     module_path = running.routes.module_path
