@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from exporter_proxy.config import (
     load_config,
 )
 from exporter_proxy.config.values import BadValue
+from exporter_proxy.threads import are_any_left, in_thread
 
 DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
 COMMANDS = ("serve", "check", "discover", "scrape", "prometheus-config", "import")
@@ -279,12 +281,18 @@ def _serve(options: argparse.Namespace) -> int:
             path = _config_file(options)
 
             async def load() -> Config:
-                return await asyncio.to_thread(load_config, path, overrides)
+                return await in_thread(load_config, path, overrides)
 
             run(load, serve_options)
     except StartError as error:
         print(f"exporter_proxy: {error}", file=sys.stderr)
         return 1
+    if are_any_left():
+        # One that comes back while the interpreter is taken down ends amid its call, which some do not
+        # survive: bcrypt takes the process with it ("FATAL: exception not rethrown", Python 3.11 to 3.13).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

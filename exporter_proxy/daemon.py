@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -211,10 +210,6 @@ def run(
     """
 
     async def serve() -> None:
-        # Reloads come one at a time; the default would start a thread now and then up to six.
-        # uvloop resolves names in threads of its own.
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="reload"))
         try:
             daemon = Daemon(await load(), load, options)
             try:

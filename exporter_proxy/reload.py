@@ -30,6 +30,7 @@ from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import AccessLogInForce, Proxy, PushProxInForce, ReloadState, Running
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.systemd import Notifier
+from exporter_proxy.threads import NoThread, in_thread
 from exporter_proxy.upstreams import make_upstream
 from exporter_proxy.upstreams.credentials import client_context, read_credentials
 
@@ -114,7 +115,10 @@ class Reloader:
                 running = self._proxy.running
                 known = seen = running.files
             await asyncio.sleep(WATCH_SECONDS)
-            now = await asyncio.to_thread(stamps, tuple(known))
+            try:
+                now = await in_thread(stamps, tuple(known))
+            except NoThread:
+                continue
             if now != known and now == seen and self._proxy.running is running:
                 await self._refresh(sorted(path for path in now if now[path] != known[path]))
                 known = now
@@ -126,7 +130,7 @@ class Reloader:
             running = proxy.running
 
             async def reread() -> Config:
-                return await asyncio.to_thread(refreshed, running.config)
+                return await in_thread(refreshed, running.config)
 
             proxy.refresh_problems = await self._replace(reread)
             for problem in proxy.refresh_problems:
@@ -140,6 +144,8 @@ class Reloader:
             running = await self._build(load)
         except (ConfigError, StartError) as error:
             return tuple(str(error).splitlines())
+        except NoThread as error:
+            return (f"nothing was read: {error}; raise exporter_proxy's TasksMax",)
         except Exception as error:
             self._log.defect(error)
             return (f"a defect in exporter_proxy: {error!r}",)
@@ -163,7 +169,7 @@ class Reloader:
         usual_interval = sys.getswitchinterval()
         sys.setswitchinterval(usual_interval / 10)
         try:
-            running = await asyncio.to_thread(build_running, await load(), self._log, previous)
+            running = await in_thread(build_running, await load(), self._log, previous)
         finally:
             sys.setswitchinterval(usual_interval)
             gc.enable()
@@ -191,7 +197,7 @@ class Reloader:
         if writer.path == path:
             writer.reopen()
         else:
-            self._log.writer = await asyncio.to_thread(open_log, path)
+            self._log.writer = await in_thread(open_log, path)
             self._proxy.close_log(writer)
 
     def _spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:

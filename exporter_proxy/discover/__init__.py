@@ -29,6 +29,7 @@ from exporter_proxy.discover.recognise import (
     unique_names,
 )
 from exporter_proxy.discover.sockets import find_owners, read_listeners
+from exporter_proxy.threads import in_thread
 
 __all__ = ["DISCOVERED_LISTEN", "FoundExporter", "config_text", "discover_exporters"]
 
@@ -50,7 +51,7 @@ async def discover_exporters(
     with how many sockets are done with and how many there are, before the first and after each.
     """
     started = time.monotonic()
-    candidates = await asyncio.to_thread(_read_candidates, started + deadline_seconds / 2, ask_all)
+    candidates = await in_thread(_read_candidates, started + deadline_seconds / 2, ask_all)
     done = 0
 
     async def ask(candidate: Candidate) -> _Page | None:

@@ -21,6 +21,7 @@ from exporter_proxy.pages.negotiation import weights
 from exporter_proxy.pages.overview import Values, overview
 from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.threads import Threads
 
 HTML, JSON, TEXT = "text/html", "application/json", "text/plain"
 _PAGE_HEADERS = (
@@ -213,10 +214,16 @@ def _hash_source(text: str) -> str:
 
 
 _made: list[_Page] = []
+_making = Threads(1, "landing page")
 
 
 async def _page() -> _Page:
     """The same for everybody; made for the first who asks, in a thread, since scrapes wait for no disk."""
     if not _made:
-        _made[:] = [await asyncio.to_thread(_Page)]
+        await _making.run(_make)
     return _made[0]
+
+
+def _make() -> None:
+    if not _made:  # by one who waited for it a moment longer
+        _made.append(_Page())

@@ -16,6 +16,7 @@ from exporter_proxy.proxy import Proxy, PushProxInForce
 from exporter_proxy.pushprox.judge import Place, ports_of
 from exporter_proxy.pushprox.poller import Poller
 from exporter_proxy.pushprox.scrape import Held
+from exporter_proxy.threads import in_thread
 from exporter_proxy.upstreams.pushprox import ProxyLink
 from exporter_proxy.upstreams.tls import Tls
 
@@ -55,8 +56,8 @@ class Pollers:
 
     async def _poll(self, in_force: PushProxInForce) -> None:
         section = in_force.section
-        # The resolver may take its time; nothing else waits for it.
-        fqdn = section.fqdn if section.fqdn is not None else await asyncio.to_thread(host_fqdn)
+        # The resolver may take its time; nothing else waits for it, in a thread of its own.
+        fqdn = section.fqdn if section.fqdn is not None else await in_thread(host_fqdn)
         self._record.fqdn = fqdn
         place = Place(fqdn, self._ports)
         pollers = [

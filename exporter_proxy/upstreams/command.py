@@ -23,9 +23,9 @@ import httpx
 
 from exporter_proxy.config.schema import CommandSource, Exporter
 from exporter_proxy.reasons import Reason, ScrapeError, printable
+from exporter_proxy.threads import NoThread, Threads
 from exporter_proxy.upstreams.messages import TEXT_CONTENT_TYPE, ScrapeRequest, ScrapeResponse
 from exporter_proxy.upstreams.redacted import redacted
-from exporter_proxy.upstreams.threads import Threads
 
 GRACE_SECONDS = 1.0
 """Between SIGTERM and SIGKILL; and from a command's exit to the end of what its children print."""
@@ -196,7 +196,7 @@ class Run:
     async def _start(self) -> None:
         try:
             self._pidfd = await self._threads.run(self._spawn)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        except (OSError, NoThread, subprocess.SubprocessError) as error:
             self._start_error = ScrapeError(Reason.COMMAND_FAILED, self._start_advice(error))
             self.ended.set_result(None)
             return
@@ -237,7 +237,7 @@ class Run:
             raise
 
     def _start_advice(self, error: Exception) -> str:
-        if isinstance(error, BlockingIOError | RuntimeError):
+        if isinstance(error, BlockingIOError | NoThread):
             return f"cannot start {self._source.program}: {error}; raise exporter_proxy's TasksMax"
         if isinstance(error, OSError) and error.strerror:
             what = f"{error.filename}: " if error.filename not in (None, self._source.program) else ""

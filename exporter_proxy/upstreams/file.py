@@ -19,8 +19,8 @@ import httpx
 
 from exporter_proxy.config.schema import Exporter, FileSource
 from exporter_proxy.reasons import Reason, ScrapeError, printable
+from exporter_proxy.threads import NoThread, Threads
 from exporter_proxy.upstreams.messages import TEXT_CONTENT_TYPE, ScrapeRequest, ScrapeResponse
-from exporter_proxy.upstreams.threads import Threads
 
 MAX_FILES = 1000
 """Each is a series of the own metrics; more are a mistake in the pattern, or in who should clean up."""
@@ -72,7 +72,7 @@ class FileUpstream(httpx.AsyncBaseTransport):
         read = functools.partial(read_files, self._source, self._max_bytes)
         try:
             files = await self._threads.run(read)
-        except RuntimeError as error:
+        except NoThread as error:
             advice = f"cannot read {self._source.path}: {error}; raise exporter_proxy's TasksMax"
             raise ScrapeError(Reason.CONNECT, advice) from None
         except ScrapeError:

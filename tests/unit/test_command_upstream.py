@@ -12,8 +12,8 @@ import pytest
 
 from exporter_proxy.config.schema import CommandSource
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.threads import Threads
 from exporter_proxy.upstreams.command import GRACE_SECONDS, Run
-from exporter_proxy.upstreams.threads import Threads
 from tests.inprocess import LOOPS, open_descriptors, opened_since, run, until
 
 SHELL_ENV = (("PATH", "/usr/bin:/bin"),)

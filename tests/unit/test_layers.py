@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("upstreams",),
     ("observe",),
     ("discover", "demo"),
-    ("imported", "prometheus_config", "systemd"),
+    ("imported", "prometheus_config", "systemd", "threads"),
     ("config",),
     ("access", "reasons"),
     ("__init__",),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from exporter_proxy.upstreams.threads import Threads
+from exporter_proxy.threads import NoThread, Threads, in_thread
 from tests.inprocess import LOOPS, run, until
 
 
@@ -50,5 +50,27 @@ def test_stuck_threads_are_few_and_in_nobody_elses_way(
         free.set()
         assert await late == 5
         await until(lambda: not named("stuck"), "the threads are gone")
+
+    run(scenario, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_thread_that_cannot_be_had_leaves_room_for_the_next(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        threads = Threads(1, "some")
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_thread)
+            for _ in range(2):
+                with pytest.raises(NoThread, match="can't start new thread"):
+                    await threads.run(lambda: 5)
+            with pytest.raises(NoThread):
+                await in_thread(int)
+        assert await threads.run(lambda: 5) == 5
+        assert await in_thread(int, "11", base=2) == 3
 
     run(scenario, loop)

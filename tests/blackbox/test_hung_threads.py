@@ -1,0 +1,96 @@
+"""Calls that never come back, from a resolver and from a file system: what else has to go on, and the end.
+
+A FIFO that nobody writes to stands in for a file on a mount that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.standin import StandIn
+
+AT_ONCE_SECONDS = 5.0
+"""Far below any time that a resolver or file is given here, which is none."""
+BROWSER = ("Accept", "text/html")
+CONFIG = {"exporters": {"x": {"url": "http://127.0.0.1:1/metrics"}}}
+SLOW_RESOLVER = """
+import os, socket
+socket.getfqdn = lambda *_: open(os.environ["NAMES"]).read()
+"""
+
+
+def wait_for_reader(path: Path) -> int:
+    """Until somebody opens it; the descriptor keeps them waiting for what is written."""
+    opened: list[int] = []
+
+    def is_open() -> bool:
+        try:
+            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    wait_until(is_open, f"{path.name} is being read")
+    return opened[0]
+
+
+def test_a_resolver_that_hangs_holds_up_neither_reload_nor_page_nor_stop(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_RESOLVER)
+    names = tmp_path / "names"
+    os.mkfifo(names)
+    environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "NAMES": str(names)}
+    with StandIn() as proxy:
+        config = {**CONFIG, "pushprox": {"proxy_url": proxy.url}}
+        with Daemon(config, environment=environment, is_watched=False) as daemon:
+            writer = wait_for_reader(names)
+            try:
+                assert "config reloaded" in daemon.reload()
+                assert b"<!doctype html>" in daemon.get("/", BROWSER).expect_ok().body.lower()
+                assert daemon.stop(timeout_seconds=AT_ONCE_SECONDS) == 0
+                assert daemon.logged("stopped")
+            finally:
+                os.close(writer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_configuration_that_cannot_be_read_to_its_end_holds_up_no_page_and_no_stop(
+    number: signal.Signals,
+) -> None:
+    with Daemon(CONFIG) as daemon:
+        config = daemon.directory / "config.yml"
+        config.unlink()
+        os.mkfifo(config)
+        daemon.process.send_signal(signal.SIGHUP)
+        writer = wait_for_reader(config)
+        try:
+            assert b"<!doctype html>" in daemon.get("/", BROWSER).expect_ok().body.lower()
+            assert daemon.stop(number, timeout_seconds=AT_ONCE_SECONDS) == 0
+            assert daemon.logged("stopped")
+        finally:
+            os.close(writer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_configuration_that_cannot_be_read_to_its_end_holds_up_no_stop(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yml"
+    os.mkfifo(config)
+    command = [sys.executable, "-m", "exporter_proxy", "serve", f"--config.file={config}"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        try:
+            writer = wait_for_reader(config)
+            try:
+                process.send_signal(number)
+                assert process.wait(AT_ONCE_SECONDS) == 0
+            finally:
+                os.close(writer)
+        finally:
+            process.kill()
