@@ -1,7 +1,7 @@
 """Passwords against bcrypt hashes, and the event loop never waits for one.
 
 bcrypt is slow on purpose (50 ms at cost 10, twice that with each step more), so it runs in a
-thread of its own and a password that was right is remembered, as a keyed digest. What waits for
+thread and a password that was right is remembered, as a keyed digest. What waits for
 the thread is bounded in number and time: a flood of wrong passwords costs one thread, and holds
 up neither those who are remembered nor anything else.
 """
@@ -9,13 +9,13 @@ up neither those who are remembered nor anything else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 from exporter_proxy.reasons import Denied, Reason
+from exporter_proxy.threads import NoThread, Threads
 
 MAX_WAITING = 100
 """Logins that wait for the thread, each a different one; further ones are refused at once."""
@@ -37,10 +37,11 @@ class Login:
         self.password = password
         self.hashed = hashed
         self._is_user = is_user
-        self.is_right: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.is_right: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
+        """``None``: it could not be found out."""
         self.waiters = 0
 
-    def settle(self, matches: bool) -> bool:
+    def settle(self, matches: bool | None) -> bool | None:
         """Tell those who wait; an unknown user is wrong even with the password of another one."""
         is_right = matches and self._is_user
         self.is_right.set_result(is_right)
@@ -62,9 +63,8 @@ class Passwords:
         self._remembered: dict[bytes, None] = {}
         self._waiting: dict[bytes, Login] = {}
         self._hashing: Login | None = None
-        # Not the loop's default executor: a reload must not wait behind a flood of passwords. The
-        # thread starts with the first password and ends with this object.
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="passwords")
+        self._threads = Threads(1, "passwords")
+        self._task: asyncio.Task[None] | None = None
 
     def login(self, user: bytes, password: bytes) -> Login | None:
         """What to ``check``, or ``None`` where this user and password were right before.
@@ -106,7 +106,10 @@ class Passwords:
                 del self._waiting[login.digest]
         if not done:
             raise _too_busy(f"it took longer than {timeout_seconds:g} s")
-        return login.is_right.result()
+        is_right = login.is_right.result()
+        if is_right is None:
+            raise _too_busy("no thread can be started for it (TasksMax)")
+        return is_right
 
     def _hash_for_stranger(self, user: bytes) -> bytes:
         """Some user's hash, always the same one: an unknown name takes as long as a known one."""
@@ -120,26 +123,27 @@ class Passwords:
     def _hash_next(self) -> None:
         if self._hashing is None and self._waiting:
             self._hashing = login = self._waiting.pop(next(iter(self._waiting)))
-            self._pool.submit(self._hash, login, asyncio.get_running_loop())
+            self._task = asyncio.get_running_loop().create_task(self._hash(login))
 
-    def _hash(self, login: Login, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread."""
-        matches = False
+    async def _hash(self, login: Login) -> None:
+        matches: bool | None
         try:
-            matches = self._bcrypt(login.password, login.hashed)
-        except ValueError:
-            pass  # no bcrypt hash: it matches nothing
-        finally:
-            with contextlib.suppress(RuntimeError):  # the daemon has stopped meanwhile, its loop is closed
-                loop.call_soon_threadsafe(self._hashed, login, matches)
-
-    def _hashed(self, login: Login, matches: bool) -> None:
+            matches = await self._threads.run(functools.partial(self._matches, login.password, login.hashed))
+        except NoThread:
+            matches = None
         self._hashing = None
         if login.settle(matches):
             self._remembered[login.digest] = None
             if len(self._remembered) > MAX_REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]
         self._hash_next()
+
+    def _matches(self, password: bytes, hashed: bytes) -> bool:
+        """In the thread."""
+        try:
+            return self._bcrypt(password, hashed)
+        except BaseException:
+            return False  # no bcrypt hash, or one that makes it panic: it matches nothing
 
 
 def _too_busy(why: str) -> Denied:

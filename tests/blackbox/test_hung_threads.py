@@ -5,6 +5,7 @@ A FIFO that nobody writes to stands in for a file on a mount that is gone.
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.fakes.hashing import hash_of
 from tests.standin import StandIn
 
 AT_ONCE_SECONDS = 5.0
@@ -75,6 +77,18 @@ def test_a_configuration_that_cannot_be_read_to_its_end_holds_up_no_page_and_no_
             assert daemon.logged("stopped")
         finally:
             os.close(writer)
+
+
+def test_a_password_that_is_hashed_for_a_minute_holds_up_no_stop(tmp_path: Path) -> None:
+    hashed = hash_of(b"right").replace("$04$", "$20$")
+    web = tmp_path / "web.yml"
+    web.write_text(f"basic_auth_users: {{u: {hashed}}}\n")
+    with Daemon({**CONFIG, "web_config_file": str(web)}) as daemon:
+        authorization = ("Authorization", "Basic " + base64.b64encode(b"u:wrong").decode())
+        patience = ("X-Prometheus-Scrape-Timeout-Seconds", "0.2")
+        daemon.get("/x/metrics", authorization, patience).expect_refusal(429, "rate_limited")
+        assert daemon.stop(timeout_seconds=AT_ONCE_SECONDS) == 0
+        assert daemon.logged("stopped")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

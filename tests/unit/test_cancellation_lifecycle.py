@@ -137,7 +137,6 @@ def test_a_password_check_that_nobody_waits_for(loop: str, with_result: bool, tm
             await until(lambda: passwords._hashing is None, "the thread has nothing to do")
             again = passwords.login(b"u", password)
             assert (await passwords.check(again, 5.0) if again is not None else True) is is_right
-        passwords._pool.shutdown()
 
     assert run(lambda: count_steps(scenario, with_result), loop) >= 1
 

@@ -334,19 +334,64 @@ def threads() -> Callable[[], list[str]]:
     ]
 
 
-def test_the_thread_starts_with_the_first_password_and_ends_with_its_users(
-    threads: Callable[[], list[str]],
+def test_there_is_one_thread_as_long_as_there_is_a_password_to_hash(
+    hashing: Hashing, threads: Callable[[], list[str]]
 ) -> None:
     async def scenario() -> None:
         passwords = Passwords(USERS)
         assert not threads()
-        assert await is_right(passwords, b"ann", b"of ann")
-        assert await is_right(passwords, b"bob", b"of bob")
+        checks = await fill(passwords, hashing)
         assert len(threads()) == 1
+        hashing.free.set()
+        assert not any(await asyncio.gather(*checks))
+        await until(lambda: not threads(), "the thread ended")
+        assert await is_right(passwords, b"ann", b"of ann")
+        await until(lambda: not threads(), "the thread ended")
 
     run(scenario)
-    gc.collect()
-    wait_until(lambda: not threads(), "the thread ended")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_thread_that_cannot_be_started_is_refused_logins_and_no_more(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        passwords = Passwords(USERS)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_thread)
+            checks = [is_right(passwords, *pair) for pair in ((b"ann", b"of ann"), (b"ann", b"no"))]
+            for refused in await asyncio.gather(*checks, return_exceptions=True):
+                assert isinstance(refused, Denied)
+                assert refused.status == 429
+                assert "no thread" in refused.message
+            leaving = asyncio.create_task(is_right(passwords, b"bob", b"of bob"))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        assert await is_right(passwords, b"ann", b"of ann")
+        assert not await is_right(passwords, b"ann", b"no")
+
+    run(scenario, loop)
+
+
+class Panic(BaseException):
+    """As the library's own, which is no Exception either."""
+
+
+def test_a_hash_that_makes_bcrypt_panic_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(password: bytes, hashed: bytes) -> bool:
+        raise Panic
+
+    async def scenario() -> None:
+        monkeypatch.setattr(bcrypt, "checkpw", panic)
+        passwords = Passwords(USERS)
+        for _ in range(2):
+            assert not await is_right(passwords, b"ann", b"of ann")
+
+    run(scenario)
 
 
 def test_a_loop_that_has_ended_meanwhile_is_no_error(
