@@ -25,6 +25,7 @@ from exporter_proxy.config import (
     host_warnings,
     load_config,
 )
+from exporter_proxy.config.pushprox import host_fqdn
 from exporter_proxy.config.values import BadValue
 from exporter_proxy.threads import are_any_left, in_thread
 
@@ -345,7 +346,7 @@ def _prometheus_config(options: argparse.Namespace) -> int:
     config = prometheus_config.reachable(load_config(_config_file(options), _overrides(options)))
     host = prometheus_config.listened_host(config, socket.gethostname())
     if config.pushprox is not None:
-        host = config.pushprox.fqdn or socket.getfqdn()
+        host = config.pushprox.fqdn or host_fqdn()
     port = prometheus_config.listened_port(config)
     targets = []
     for text in options.targets:

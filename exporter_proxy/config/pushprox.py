@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,19 @@ def read_pushprox(top: Section, included: Sequence[Section], base_dir: str) -> P
         map_ports=section.get("map_ports", BOOLEAN, False),
         allow_exporters=_read_allow_exporters(section, (top, *included)),
     )
+
+
+def host_fqdn() -> str:
+    """The name that is polled by where none is configured: this host's. May take seconds.
+
+    With its domain where the resolver knows one.
+    """
+    try:
+        name = socket.getfqdn()
+    except UnicodeError:  # no name for a resolver: a label of 64 characters, or an empty one
+        return socket.gethostname()
+    # What a hosts file makes of it on many machines: every host would poll by that name.
+    return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
 def _read_proxies(section: Section) -> tuple[UpstreamUrl, ...]:

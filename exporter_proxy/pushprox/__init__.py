@@ -7,20 +7,24 @@ only configured paths are answered. Loaded where ``pushprox`` is configured, and
 from __future__ import annotations
 
 import asyncio
-import socket
+import time
 from collections.abc import Sequence
 
+from exporter_proxy.config.pushprox import host_fqdn
 from exporter_proxy.config.schema import Listen, UpstreamUrl
 from exporter_proxy.observe.pushprox import ProxyState, PushProxRecord
 from exporter_proxy.proxy import Proxy, PushProxInForce
 from exporter_proxy.pushprox.judge import Place, ports_of
 from exporter_proxy.pushprox.poller import Poller
 from exporter_proxy.pushprox.scrape import Held
-from exporter_proxy.threads import in_thread
+from exporter_proxy.threads import NoThread, in_thread
 from exporter_proxy.upstreams.pushprox import ProxyLink
 from exporter_proxy.upstreams.tls import Tls
 
 __all__ = ["Pollers"]
+
+NO_THREAD_SECONDS = 1.0
+"""Until a thread is asked for again where there was none to be had."""
 
 
 class Pollers:
@@ -47,6 +51,7 @@ class Pollers:
             return
         self._record.proxies = {str(url): ProxyState() for url in in_force.section.proxies}
         self._polling = asyncio.get_running_loop().create_task(self._poll(in_force))
+        self._polling.add_done_callback(self._note_end)
 
     def stop_polling(self) -> None:
         """Take no more requests; those under way are finished and pushed."""
@@ -56,8 +61,13 @@ class Pollers:
 
     async def _poll(self, in_force: PushProxInForce) -> None:
         section = in_force.section
-        # The resolver may take its time; nothing else waits for it, in a thread of its own.
-        fqdn = section.fqdn if section.fqdn is not None else await in_thread(host_fqdn)
+        fqdn = section.fqdn
+        while fqdn is None:
+            try:
+                # The resolver may take its time; nothing else waits for it, in a thread of its own.
+                fqdn = await in_thread(host_fqdn)
+            except NoThread:
+                await asyncio.sleep(NO_THREAD_SECONDS)
         self._record.fqdn = fqdn
         place = Place(fqdn, self._ports)
         pollers = [
@@ -70,6 +80,19 @@ class Pollers:
             for poller in pollers:
                 group.create_task(poller.run())
 
+    def _note_end(self, polling: asyncio.Task[None]) -> None:
+        """It ends by being cancelled, and only so."""
+        if polling.cancelled():
+            return
+        error = polling.exception()
+        if error is not None:
+            self._proxy.log.defect(error)
+        if polling is self._polling:
+            for state in self._record.proxies.values():
+                state.is_connected = False
+                state.problem = "nobody polls it, for a defect in exporter_proxy; see its log"
+                state.since = time.time()
+
 
 def _link(url: UpstreamUrl, in_force: PushProxInForce) -> ProxyLink:
     tls = None
@@ -78,10 +101,3 @@ def _link(url: UpstreamUrl, in_force: PushProxInForce) -> ProxyLink:
         name = (keys.server_name if keys is not None else None) or url.host.removesuffix(".")
         tls = Tls(in_force.tls_context, name, keys is not None and keys.cert_file is not None)
     return ProxyLink(url, in_force.credentials.authorization, tls)
-
-
-def host_fqdn() -> str:
-    """The name of this host, with its domain where the resolver knows one. May take seconds."""
-    name = socket.getfqdn()
-    # What a hosts file makes of it on many machines: every host would poll by that name.
-    return socket.gethostname() if name.partition(".")[0] == "localhost" else name

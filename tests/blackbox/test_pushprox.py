@@ -396,6 +396,28 @@ def test_the_name_is_the_hosts_where_none_is_given() -> None:
         proxy.get(f"http://{found[1]}:{daemon.port}/x/metrics").expect_ok(PAGE)
 
 
+def test_a_host_whose_name_no_resolver_takes_polls_by_it_all_the_same() -> None:
+    """The longest that Linux lets a host have, one character more than a label of DNS."""
+    name = "h" * 64
+    renamed = ["unshare", "--map-root-user", "--uts", "sh", "-c", f'hostname {name} && exec "$@"', "sh"]
+    if subprocess.run([*renamed, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not give a host another name")
+    with StandIn() as proxy, FakeExporter(respond()) as exporter:
+        config = {"exporters": {"x": {"url": exporter.url()}}, "pushprox": {"proxy_url": proxy.url}}
+        with Daemon(config, launcher=renamed) as daemon:
+            daemon.wait_for_log(f'"pushprox polling" proxy={proxy.url} fqdn={name}')
+            proxy.get(f"http://{name}:{daemon.port}/x/metrics").expect_ok(PAGE)
+            command = [sys.executable, "-m", "exporter_proxy", "prometheus-config", "--format=file-sd"]
+            told = subprocess.run(
+                [*renamed, *command, f"--config.file={daemon.directory / 'config.yml'}"],
+                cwd=REPOSITORY,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert f"{name}:" in told.stdout
+
+
 def test_at_the_limit_of_scrapes_at_once_the_next_is_refused() -> None:
     with StandIn() as proxy:
         pushprox = {"proxy_url": proxy.url, "fqdn": FQDN}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from exporter_proxy.upstreams.pushprox import MAX_ANSWER_BYTES, PROBE_IDLE_SECONDS
-from tests.daemon import Daemon, proxied, wait_until
+from tests.daemon import REPOSITORY, Daemon, proxied, wait_until
 from tests.fakes.exporter import (
     PAGE,
     Connection,
@@ -295,6 +295,26 @@ def test_a_scrape_under_way_is_finished_through_a_reload_that_ends_polling() -> 
         daemon.reload()
         go_on.set()
         pending.result().expect_ok(PAGE)
+
+
+def test_a_defect_that_ends_polling_is_logged_and_shown_and_a_reload_begins_anew(tmp_path: Path) -> None:
+    """A resolver that fails as none should stands in for it, once."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\nhonest = socket.getfqdn\n"
+        "def broken(*_):\n    socket.getfqdn = honest\n    raise LookupError('planted')\n"
+        "socket.getfqdn = broken\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    with StandIn() as proxy, FakeExporter() as exporter:
+        config: dict[str, Any] = {"exporters": {"x": {"url": exporter.url()}}}
+        config["pushprox"] = {"proxy_url": proxy.url}
+        with Daemon(config, environment=environment, is_watched=False) as daemon:
+            assert "planted" in daemon.wait_for_log("defect in exporter_proxy")
+            assert "for a defect in exporter_proxy; see its log" in daemon.get("/").expect_ok().body.decode()
+            daemon.write_config({**config, "pushprox": {"proxy_url": proxy.url, "map_ports": True}})
+            daemon.reload()
+            daemon.wait_for_log("pushprox connected")
+            assert "for a defect" not in daemon.get("/").expect_ok().body.decode()
 
 
 def test_a_stop_while_polling_is_clean_and_quick() -> None:
