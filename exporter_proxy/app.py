@@ -69,6 +69,8 @@ class App:
         except Denied as denied:
             route = None
             await _send_denial(denied, exchange, send)
+        except ScrapeError as error:  # of a page: what it was to be held in has no room
+            await _send_error(error, exchange, send)
         except (ScraperGone, asyncio.CancelledError):
             await _interrupted(exchange, send)
         except ResponseAborted:

@@ -23,9 +23,9 @@ from exporter_proxy.scrape.headers import Headers
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """Of one answer; an exporter's ``max_response_bytes`` may be lower."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
-"""Of all answers together, until they are pushed."""
+"""Of all answers together, pages of ours included, until they are pushed; but for what is below."""
 _ALWAYS_HELD_BYTES = 64 * 1024
-"""Errors and small pages find room whatever else is held."""
+"""Of each answer: errors and small pages find room whatever else is held. There are ``max_connections``."""
 
 
 class Held:
@@ -70,8 +70,7 @@ class Answer:
         self._parts = []
 
     def _check_room(self, size: int, more: int) -> None:
-        # A page of ours is no larger than it has to be, and has nobody to tell.
-        if size <= _ALWAYS_HELD_BYTES or not self.exchange.exporter:
+        if size <= _ALWAYS_HELD_BYTES:
             return
         if size > MAX_BODY_BYTES:
             raise ScrapeError(
