@@ -103,7 +103,7 @@ class Daemon:
         await self._drain()
         measuring.cancel()
         watching.cancel()
-        await close_all([route.transport for route in self.proxy.running.routes.routes])
+        await close_all([route.transport for route in self.proxy.running.routes.routes], self._log)
         self._systemd.close()
         self._log.info("stopped")
 

@@ -131,10 +131,13 @@ class Proxy:
 
     def replace(self, running: Running) -> None:
         """Swap the configuration in; requests under way finish on the one they began with."""
-        old, self.running = self.running, running
+        self.running = running
         self.front.limits = FrontLimits.of(running.config)
         self.front.ssl_context = running.tls
+
+    def close_log_of(self, old: Running) -> None:
+        """Close the access log of what was in force, unless it is still in use."""
         if old.access_log is not None and (
-            running.access_log is None or running.access_log[1] is not old.access_log[1]
+            self.running.access_log is None or self.running.access_log[1] is not old.access_log[1]
         ):
             self.close_log(old.access_log[1])

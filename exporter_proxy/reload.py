@@ -95,7 +95,7 @@ class Reloader:
             proxy.reload_state = ReloadState()
             proxy.refresh_problems = ()
             config = proxy.running.config
-            log_warnings(proxy, config)
+            self._attempt(log_warnings, proxy, config)
             if config.listen != old.listen:
                 listen = ",".join(map(str, config.listen))
                 self._log.warning("listen changed: restart to listen there", listen=listen)
@@ -175,7 +175,7 @@ class Reloader:
             gc.enable()
         try:
             await self._reopen_error_log(running.config)
-        except StartError:
+        except Exception:
             new, old = running.access_log, previous.access_log
             if new is not None and (old is None or new[1] is not old[1]):
                 new[1].close()
@@ -187,8 +187,9 @@ class Reloader:
         self._proxy.replace(running)
         kept = set(running.routes.routes)
         retired = [route.transport for route in old.routes.routes if route not in kept]
-        self._spawn(close_all(retired))
-        self.when_in_force(running)
+        self._spawn(close_all(retired, self._log))
+        self._attempt(self.when_in_force, running)
+        self._attempt(self._proxy.close_log_of, old)
         gc.freeze()
 
     async def _reopen_error_log(self, config: Config) -> None:
@@ -198,13 +199,25 @@ class Reloader:
             writer.reopen()
         else:
             self._log.writer = await in_thread(open_log, path)
-            self._proxy.close_log(writer)
+            self._attempt(self._proxy.close_log, writer)
+
+    def _attempt(self, step: Callable[..., object], *args: object) -> None:
+        """What fails after a configuration has come into force is told, and leaves nothing else undone."""
+        try:
+            step(*args)
+        except Exception as error:
+            self._log.defect(error)
 
     def _spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._note_end)
         return task
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.defect(error)
 
 
 def open_log(path: str, on_trouble: Callable[[str], None] | None = None) -> LogWriter:
@@ -274,7 +287,9 @@ def described(config: Config) -> dict[str, object]:
     return {"exporters": len(names), "names": shown}
 
 
-async def close_all(transports: list[httpx.AsyncBaseTransport]) -> None:
-    """Close what exporters were asked through."""
-    for transport in transports:
-        await transport.aclose()
+async def close_all(transports: list[httpx.AsyncBaseTransport], log: DaemonLog) -> None:
+    """Close what exporters were asked through, at once: each may wait for a command that is being ended."""
+    outcomes = await asyncio.gather(*(one.aclose() for one in transports), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            log.defect(outcome)

@@ -1,0 +1,145 @@
+"""What a reload leaves behind when some step of it fails, and how many loads many reloads are."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from exporter_proxy.config import Config, parse_config
+from exporter_proxy.observe.daemonlog import DaemonLog
+from exporter_proxy.observe.logwriter import LogWriter
+from exporter_proxy.proxy import Proxy, Running
+from exporter_proxy.reload import Reloader, close_all
+from exporter_proxy.systemd import Notifier
+from tests.fakes.origin import Origin, response, say
+from tests.inprocess import LOOPS, open_descriptors, parts, run, until
+
+PAGE = b"# TYPE x gauge\nx 1\n"
+
+
+class Closing(httpx.AsyncBaseTransport):
+    """One whose closing waits until all of them are being closed."""
+
+    def __init__(self, everyone: asyncio.Barrier, error: Exception | None = None) -> None:
+        self.is_closed = False
+        self._everyone = everyone
+        self._error = error
+
+    async def aclose(self) -> None:
+        await self._everyone.wait()
+        if self._error is not None:
+            raise self._error
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_all_is_closed_at_once_and_one_that_fails_is_told(loop: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        writer = LogWriter(str(tmp_path / "log"))
+        everyone = asyncio.Barrier(5)
+        closing = [Closing(everyone) for _ in range(4)]
+        closing.insert(2, Closing(everyone, OSError("planted")))
+        async with asyncio.timeout(10):
+            await close_all([*closing], DaemonLog(writer))
+        assert [one.is_closed for one in closing] == [True, True, False, True, True]
+        writer.close()
+
+    run(scenario, loop)
+    assert "planted" in (tmp_path / "log").read_text()
+
+
+def configured(**config: Any) -> Config:
+    return parse_config(yaml.safe_dump(config).encode(), "config.yml")
+
+
+@asynccontextmanager
+async def reloading(log: Path, wanted: dict[str, Any]) -> AsyncIterator[tuple[Proxy, Reloader]]:
+    """A reloader for what ``wanted`` says when it is loaded."""
+
+    async def load() -> Config:
+        return configured(**wanted)
+
+    async with parts(log, wanted["exporters"]) as made:
+        yield made.proxy, Reloader(made.proxy, load, made.proxy.log, Notifier(print, {}))
+        if made.proxy.running.access_log is not None:
+            made.proxy.running.access_log[1].close()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_fails_after_the_swap_is_told_and_leaves_nothing_undone(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Running] = []
+    close = os.close
+
+    def close_as_on_nfs(descriptor: int) -> None:
+        """What could not be written is told when the file is closed (close(2), NOTES)."""
+        path = open_descriptors().get(str(descriptor))
+        close(descriptor)
+        if path == str(tmp_path / "old"):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    def fail(running: Running) -> None:
+        told.append(running)
+        raise LookupError("planted")
+
+    async def scenario() -> None:
+        async with Origin(say(response(PAGE))) as origin:
+            wanted: dict[str, Any] = {"exporters": {"old": {"url": origin.url()}}}
+            wanted["access_log"] = {"path": str(tmp_path / "old")}
+            error_log = str(tmp_path / "log")
+            wanted["error_log"] = {"path": error_log}
+            async with reloading(tmp_path / "log", wanted) as (proxy, reloader):
+                assert await reloader.reload() == ()
+                (route,) = proxy.running.routes.routes
+                request = httpx.Request("GET", origin.url())
+                await (await route.transport.handle_async_request(request)).aread()
+                assert len(origin.tasks) == 1, "its connection is kept"
+                before = proxy.reload_state
+
+                wanted["exporters"] = {"new": {"url": origin.url()}}
+                wanted["access_log"] = {"path": str(tmp_path / "new")}
+                monkeypatch.setattr(os, "close", close_as_on_nfs)
+                reloader.when_in_force = fail
+                assert await reloader.reload() == ()
+                assert told == [proxy.running]
+                assert proxy.running.config.exporters[0].name == "new"
+                assert proxy.reload_state.is_successful
+                assert proxy.reload_state.last_success > before.last_success
+                await until(lambda: not origin.tasks, "the old connection is closed")
+
+    run(scenario, loop)
+    lines = (tmp_path / "log").read_text()
+    assert "planted" in lines
+    assert "Disk quota exceeded" in lines
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_reload_that_raises_is_in_the_log(loop: str, tmp_path: Path) -> None:
+    """Nobody waits for the one that a signal asked for. Its notification to systemd is what fails here."""
+
+    async def scenario() -> None:
+        wanted: dict[str, Any] = {"exporters": {"x": {"url": "http://127.0.0.1:1/"}}}
+        async with parts(tmp_path / "log", wanted["exporters"]) as made:
+
+            async def load() -> Config:
+                return configured(**wanted)
+
+            systemd = Notifier(print, {"NOTIFY_SOCKET": "@nobody"})
+            systemd.ready(lambda: "")
+            systemd.close()
+            reloader = Reloader(made.proxy, load, made.proxy.log, systemd)
+            with pytest.raises(AssertionError):
+                await reloader.reload()
+
+    run(scenario, loop)
+    assert "defect in exporter_proxy" in (tmp_path / "log").read_text()
