@@ -71,6 +71,8 @@ class Reloader:
         self._log = log
         self._systemd = systemd
         self._lock = asyncio.Lock()
+        self._next: asyncio.Task[tuple[str, ...]] | None = None
+        """The reload that has yet to begin, waiting for the lock."""
         self.when_in_force: Callable[[Running], None] = lambda running: None
         """Told of each configuration that has come into force."""
         self._background: set[asyncio.Task[Any]] = set()
@@ -79,12 +81,16 @@ class Reloader:
         """Load, validate and build, then swap in one assignment; any failure changes nothing.
 
         Returns the problems, empty where the new configuration is in force. One that has begun is
-        finished, even if whoever asked for it leaves: its files are being opened in a thread.
+        finished, even if whoever asked for it leaves: its files are being opened in a thread. One that
+        has yet to begin is for all who ask until then.
         """
-        return await asyncio.shield(self._spawn(self._reload()))
+        if self._next is None or self._next.done():
+            self._next = self._spawn(self._reload())
+        return await asyncio.shield(self._next)
 
     async def _reload(self) -> tuple[str, ...]:
         async with self._lock, self._systemd.during_reload():
+            self._next = None
             proxy, old = self._proxy, self._proxy.running.config
             problems = await self._replace(self._load)
             if problems:

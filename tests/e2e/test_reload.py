@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,31 @@ def test_reloads_in_quick_succession_end_with_the_last_file(old: FakeExporter, n
         daemon.process.send_signal(signal.SIGHUP)
         wait_until(lambda: daemon.get("/x/metrics").body == b"new 1\n", "the last file was in force")
         assert daemon.running
+
+
+def test_reloads_that_wait_for_one_another_are_one(old: FakeExporter, new: FakeExporter) -> None:
+    """And it begins after the last of them was asked for. A FIFO is a file that takes its time."""
+    config = {**exporters(x=old), "access_log": {"format": "json", "fields": ["path", "reason"]}}
+    with Daemon(config, "--web.enable-lifecycle") as daemon, ThreadPoolExecutor(2) as pool:
+        text = (daemon.directory / "config.yml").read_text()
+        (daemon.directory / "config.yml").unlink()
+        os.mkfifo(daemon.directory / "config.yml")
+        first = pool.submit(ask_to_reload, daemon)
+        with (daemon.directory / "config.yml").open("w") as fifo:
+            for _ in range(40):
+                with daemon.connect() as wire:
+                    wire.send(request("/-/reload", method="POST"))
+            wait_until(lambda: len(daemon.output_lines) == 40, "all of them were asked for")
+            stays = pool.submit(ask_to_reload, daemon)
+            (daemon.directory / "config.yml").unlink()
+            daemon.write_config(exporters(x=new))
+            fifo.write(text)
+        first.result().expect_ok()
+        stays.result().expect_ok()
+        daemon.get("/x/metrics").expect_ok(b"new 1\n")
+        ask_to_reload(daemon).expect_ok()
+        daemon.stop()
+        assert len(daemon.logged("config reloaded")) in (3, 4), "first, those who waited, stays, the last"
 
 
 def test_scrapes_go_on_without_an_error_during_reloads(old: FakeExporter) -> None:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from exporter_proxy.config import Config, parse_config
+from exporter_proxy.config import Config, ConfigError, parse_config
+from exporter_proxy.config.problems import Problem
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
@@ -143,3 +144,33 @@ def test_a_reload_that_raises_is_in_the_log(loop: str, tmp_path: Path) -> None:
 
     run(scenario, loop)
     assert "defect in exporter_proxy" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_waits_for_a_reload_gets_one_that_began_afterwards(loop: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        begun: list[asyncio.Event] = []
+
+        async def load() -> Config:
+            number, go_on = len(begun), asyncio.Event()
+            begun.append(go_on)
+            await go_on.wait()
+            raise ConfigError([Problem("config.yml", 1, 1, "", f"load {number}")])
+
+        async with parts(tmp_path / "log", {"x": {"url": "http://127.0.0.1:1/"}}) as made:
+            reloader = Reloader(made.proxy, load, made.proxy.log, Notifier(print, {}))
+            asked: list[list[asyncio.Task[tuple[str, ...]]]] = []
+            for number in range(3):
+                asked.append([asyncio.create_task(reloader.reload()) for _ in range(40)])
+                if number:
+                    asked[-1].pop().cancel()
+                    begun[-1].set()
+                await until(lambda number=number: len(begun) == number + 1, "one began")  # type: ignore[misc]
+            begun[-1].set()
+            results = [await asyncio.gather(*group) for group in asked]
+            assert results == [
+                [(f"config.yml:1:1: load {number}",)] * len(asked[number]) for number in range(3)
+            ]
+            assert len(begun) == 3
+
+    run(scenario, loop)
