@@ -265,6 +265,8 @@ def _config_file(options: argparse.Namespace) -> str:
 def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    # The configuration is about to be read anyway. Not SIG_IGN, which the demo exporter would inherit.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     from exporter_proxy.daemon import ServeOptions, run  # noqa: PLC0415 - `check` needs none of it
     from exporter_proxy.reload import StartError  # noqa: PLC0415
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.daemon import REPOSITORY, Daemon, parse_logfmt, wait_until
 from tests.fakes.hashing import hash_of
 from tests.standin import StandIn
+from tests.wire import CONNECTION_CLOSE, Wire, request
 
 AT_ONCE_SECONDS = 5.0
 """Far below any time that a resolver or file is given here, which is none."""
@@ -89,6 +92,28 @@ def test_a_password_that_is_hashed_for_a_minute_holds_up_no_stop(tmp_path: Path)
         daemon.get("/x/metrics", authorization, patience).expect_refusal(429, "rate_limited")
         assert daemon.stop(timeout_seconds=AT_ONCE_SECONDS) == 0
         assert daemon.logged("stopped")
+
+
+def test_a_reload_that_is_asked_for_while_it_starts_does_no_harm(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    os.mkfifo(config)
+    command = [sys.executable, "-m", "exporter_proxy", "serve", f"--config.file={config}"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with config.open("w") as writer:  # once it is being read
+                process.send_signal(signal.SIGHUP)
+                entry = {"command": [shutil.which("grep"), "^SigIgn", "/proc/self/status"]}
+                yaml.safe_dump({"listen": "127.0.0.1:0", "exporters": {"x": entry}}, writer)
+            assert process.stderr is not None
+            listening = next(line for line in process.stderr if "msg=listening" in line)
+            address, _, port = parse_logfmt(listening)["address"].rpartition(":")
+            with Wire((address, int(port))) as wire:
+                ignored = wire.exchange(request("/x/metrics", CONNECTION_CLOSE)).expect_ok().body.split()[1]
+            assert not int(ignored, 16) & 1 << signal.SIGHUP - 1, "a command has it as any process has"
+            process.terminate()
+            assert process.wait(AT_ONCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
