@@ -8,12 +8,13 @@ that it names, certificates and credentials, when they have changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import resource
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -38,6 +39,8 @@ STDERR = "/dev/stderr"
 STDOUT = "/dev/stdout"
 WATCH_SECONDS = 1.0
 """How often the files are looked at; a change is acted on once they have been quiet for as long."""
+LONGEST_BUILD_SECONDS = 10.0
+"""A thousand routes take less than one. What takes longer hangs, in a file."""
 NAMES_IN_LOG = 20
 FROZEN_TO_WALK = 50_000
 """Objects: some hundred routes, besides what there is anyway. It takes up to 10 ms."""
@@ -161,9 +164,7 @@ class Reloader:
     async def _build(self, load: LoadConfig) -> Running:
         """Everything a new configuration needs, beside the running one.
 
-        In threads, which hand over to the event loop ten times as often as usual, and without
-        garbage collections: a thousand routes are a hundred thousand objects, and a collection
-        walks them all while every scrape waits. Raises ConfigError and StartError.
+        In threads. Raises ConfigError and StartError.
         """
         previous = self._proxy.running
         # What is garbage now would be frozen with the rest, and never be collected; and so would what has
@@ -171,14 +172,8 @@ class Reloader:
         if gc.get_freeze_count() < FROZEN_TO_WALK:
             gc.unfreeze()
         gc.collect()
-        gc.disable()
-        usual_interval = sys.getswitchinterval()
-        sys.setswitchinterval(usual_interval / 10)
-        try:
+        with _beside_scrapes():
             running = await in_thread(build_running, await load(), self._log, previous)
-        finally:
-            sys.setswitchinterval(usual_interval)
-            gc.enable()
         try:
             await self._reopen_error_log(running.config)
         except Exception:
@@ -224,6 +219,29 @@ class Reloader:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.defect(error)
+
+
+@contextlib.contextmanager
+def _beside_scrapes() -> Iterator[None]:
+    """Threads hand over to the event loop ten times as often as usual, and no garbage is collected.
+
+    A thousand routes are a hundred thousand objects, and a collection walks them all while every scrape
+    waits. But a file on a mount that is gone is read for ever, and scrapes make garbage, too.
+    """
+    usual_interval = sys.getswitchinterval()
+
+    def as_usual() -> None:
+        sys.setswitchinterval(usual_interval)
+        gc.enable()
+
+    gc.disable()
+    sys.setswitchinterval(usual_interval / 10)
+    timer = asyncio.get_running_loop().call_later(LONGEST_BUILD_SECONDS, as_usual)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        as_usual()
 
 
 def open_log(path: str, on_trouble: Callable[[str], None] | None = None) -> LogWriter:

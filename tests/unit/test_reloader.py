@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+from exporter_proxy import reload
 from exporter_proxy.config import Config, ConfigError, parse_config
 from exporter_proxy.config.problems import Problem
 from exporter_proxy.observe.daemonlog import DaemonLog
@@ -144,6 +147,36 @@ def test_a_reload_that_raises_is_in_the_log(loop: str, tmp_path: Path) -> None:
 
     run(scenario, loop)
     assert "defect in exporter_proxy" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_garbage_is_collected_again_while_a_reload_hangs(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "LONGEST_BUILD_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def load() -> Config:
+            assert not gc.isenabled()
+            begun.set()
+            await go_on.wait()
+            return made.config
+
+        async with parts(tmp_path / "log", {"x": {"url": "http://127.0.0.1:1/"}}) as made:
+            usual = sys.getswitchinterval()
+            reloader = Reloader(made.proxy, load, made.proxy.log, Notifier(print, {}))
+            reloading = asyncio.create_task(reloader.reload())
+            await begun.wait()
+            await until(gc.isenabled, "garbage is collected")
+            assert sys.getswitchinterval() == usual
+            go_on.set()
+            assert await reloading == ()
+            assert gc.isenabled()
+            assert sys.getswitchinterval() == usual
+
+    run(scenario, loop)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
