@@ -7,7 +7,6 @@ and again. ``overview.py`` gathers what is told.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator
