@@ -16,6 +16,10 @@ from tests.vm.rootfs import SPARE_DIRECTORY
 REFUSED_BY_FIREWALL = 28
 """curl's exit status where nothing answers: a dropped packet gets no answer at all."""
 PORT = 9099
+DROPPED_SECONDS = 3
+"""What has not been answered by then is taken for dropped."""
+PATIENTLY = ("--max-time", "20")
+"""For what is answered in any case, on a busy machine, too: curl goes by the last of several such options."""
 EXPORTERS = {
     "node_exporter": {"url": "http://127.0.0.1:9100/metrics"},
     "blackbox_exporter": {"url": "http://127.0.0.1:9115/metrics"},
@@ -51,8 +55,8 @@ class Machine:
         """From the lab's side of the network."""
         return subprocess.run(
             self.lab.command(
-                *("curl", "--silent", "--show-error", "--max-time", "3", "--interface", source),
-                *("--noproxy", "*", "--write-out", r"\n%{http_code}", *options),
+                *("curl", "--silent", "--show-error", "--interface", source, "--noproxy", "*"),
+                *("--max-time", f"{DROPPED_SECONDS}", "--write-out", r"\n%{http_code}", *options),
                 f"{scheme}://{self.guest.address}:{port}{path}",
             ),
             capture_output=True,
@@ -62,7 +66,7 @@ class Machine:
 
     def scrape(self, path: str, **more: Any) -> str:
         """What a scrape gets; asserts that it succeeds."""
-        done = self.curl(path, **more)
+        done = self.curl(path, **{**more, "options": (*more.get("options", ()), *PATIENTLY)})
         body, _, status = done.stdout.rpartition("\n")
         assert (done.returncode, status) == (0, "200"), (
             f"{path}: curl {done.returncode}, {status}: {body}{done.stderr}"

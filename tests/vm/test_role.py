@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from tests.vm.lab import SCRAPER, STRANGER
-from tests.vm.machine import A_METRIC, EXPORTERS, PORT, Machine
+from tests.vm.machine import A_METRIC, EXPORTERS, PATIENTLY, PORT, Machine
 from tests.vm.play import Played
 from tests.vm.releases import Release
 
@@ -183,7 +183,7 @@ class Scraping:
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
-            done = self.machine.curl("/node_exporter/metrics", options=("--max-time", "20"))
+            done = self.machine.curl("/node_exporter/metrics", options=PATIENTLY)
             if done.returncode == 0 and done.stdout.endswith("\n200"):
                 self.succeeded += 1
             else:
