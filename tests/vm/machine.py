@@ -111,6 +111,6 @@ class Machine:
         self.guest.run("sh", "-c", 'cat >"$1"', "sh", path, stdin=text)
 
     def files(self) -> set[str]:
-        """Every path on the guest's disk."""
-        listed = self.guest.run("find", "/", "-xdev", "-print0").stdout
+        """Every path on the guest's disk; what comes and goes meanwhile may be among them or not."""
+        listed = self.guest.run("find", "/", "-ignore_readdir_race", "-xdev", "-print0").stdout
         return set(listed.rstrip("\0").split("\0"))

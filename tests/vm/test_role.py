@@ -34,9 +34,10 @@ table inet filter {
 }
 """
 OTHER_PORT = 9098
-# What the guest itself writes while it runs, and what Ansible and Python leave behind at any host.
+# What the guest itself writes while it runs, also at midnight, and what Ansible and Python leave at any host.
 NOT_OURS = re.compile(
-    r"/var/(log|lib/systemd|tmp|cache)/|/root/\.ansible|/tmp/|.*/__pycache__|/etc/\.pwd\.lock|/etc/.*-$|/run/"
+    r"/var/(log|lib/(systemd|logrotate)|backups|tmp|cache)/|/root/\.ansible|/tmp/|.*/__pycache__|/run/"
+    r"|/etc/\.pwd\.lock|/etc/.*-$"
 )
 
 Record = Callable[[str, object], None]
