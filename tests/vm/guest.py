@@ -40,6 +40,8 @@ class Guest:
     outlives_starter: bool = False
     """Whether it keeps running once the process that started it has ended."""
     supervisor_pid: int = 0
+    supervisor_began: int = 0
+    """When that process began, as ``began_at`` has it: by now another one may have its number."""
     pid: int = 0
     """Process 1 of the guest, as seen from outside; 0: not running."""
     _supervisor: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -72,6 +74,7 @@ class Guest:
                 start_new_session=True,
             )
         self._supervisor, self.supervisor_pid = process, process.pid
+        self.supervisor_began = began_at(process.pid)
         try:
             deadline = time.monotonic() + BOOT_SECONDS
             self._find_process_one(process, deadline)
@@ -153,7 +156,7 @@ class Guest:
         if self.supervisor_pid and not self._wait_for_end(0):
             os.kill(self.supervisor_pid, signal.SIGKILL)  # --kill-child: the guest goes with it
             self._wait_for_end(STOP_SECONDS)
-        self.pid = self.supervisor_pid = 0
+        self.pid = self.supervisor_pid = self.supervisor_began = 0
         remove_cgroup(self.cgroup)
         self.save()
 
@@ -174,16 +177,17 @@ class Guest:
         """Whether the guest is gone; a child of this process is reaped."""
         deadline = time.monotonic() + seconds
         while True:
-            gone = (
-                self._supervisor.poll() is not None
-                if self._supervisor
-                else not is_running(self.supervisor_pid)
-            )
-            if gone:
+            if self._is_gone():
                 return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
+
+    def _is_gone(self) -> bool:
+        if self._supervisor is not None:
+            return self._supervisor.poll() is not None
+        began = began_at(self.supervisor_pid)
+        return began == 0 or began != self.supervisor_began
 
     def diagnosis(self) -> str:
         """What went wrong before systemd ran, and the end of its journal once it does."""
@@ -207,10 +211,16 @@ class Guest:
 
 def is_running(pid: int) -> bool:
     """Whether the process is there and not merely waiting to be reaped."""
+    return began_at(pid) != 0
+
+
+def began_at(pid: int) -> int:
+    """When the process began, in clock ticks since this machine was booted; 0: it is not running."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return 0
+    return 0 if state in "ZX" else int(fields[18])
 
 
 def cgroup2_mount() -> Path:
