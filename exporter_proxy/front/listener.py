@@ -43,9 +43,11 @@ class Listener:
         self._turn_began_at = 0.0
         """When the loop last came round to this socket: who was let in since has had no chance to ask."""
         self._telling: set[asyncio.Task[None]] = set()
+        self._is_short = False
+        """Whether descriptors have run out, and that they have not any more is still to be said."""
+        self._retry: asyncio.TimerHandle | None = None
         self._recovery: asyncio.TimerHandle | None = None
         """Runs while the last shortage is not long enough ago to be over."""
-        self._retry: asyncio.TimerHandle | None = None
         self._told_at = -TELL_SECONDS
         self._untold = 0
 
@@ -94,19 +96,24 @@ class Listener:
         for _ in range(max(ROOM_AT_LEAST, len(self._state.connections) // 4)):
             if not self._make_room():
                 break
-        self._retry = loop.call_later(RETRY_SECONDS, self.start)
-        if self._recovery is None:
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self._retry = loop.call_later(RETRY_SECONDS, self._resume)
+        if not self._is_short:
+            self._is_short = True
             self._state.log.error(
                 "cannot accept connections for now",
                 error=error.strerror,
                 hint="raise LimitNOFILE or lower max_connections",
             )
-        else:
-            self._recovery.cancel()
-        self._recovery = loop.call_later(RECOVERED_SECONDS, self._say_recovered)
+
+    def _resume(self) -> None:
+        """Only from now on may it be over: a late loop would else say so before it has tried again."""
+        self.start()
+        self._recovery = self._state.loop.call_later(RECOVERED_SECONDS, self._say_recovered)
 
     def _say_recovered(self) -> None:
-        self._recovery = None
+        self._is_short = False
         self._state.log.info("accepting connections again", address=self.address)
 
     def _admit(self, connection: socket.socket, host: str | None) -> None:

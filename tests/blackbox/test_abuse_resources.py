@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,17 @@ import pytest
 
 from tests.daemon import Daemon, proxied, wait_until
 from tests.fakes.attacker import HALF_A_REQUEST, LEAVE, RESET, SILENT, flood
-from tests.fakes.exporter import EXPOSITION, PAGE, FakeExporter, head, send, send_repeatedly, stall
+from tests.fakes.exporter import (
+    EXPOSITION,
+    PAGE,
+    FakeExporter,
+    head,
+    respond,
+    send,
+    send_repeatedly,
+    stall,
+    wait_for,
+)
 from tests.honest import honest_scraper
 from tests.wire import Wire, request
 
@@ -273,3 +285,27 @@ def test_running_out_of_descriptors_is_recovered_from(limit: int, is_busy: bool)
         wait_until(lambda: daemon.fd_count() <= descriptors, "all descriptors were closed")
         said = [line for line in daemon.log_lines if "cannot accept" in line]
         assert len(said) == 1, "it says so once, not at each attempt"
+
+
+def test_a_daemon_that_comes_round_late_does_not_take_the_shortage_for_over() -> None:
+    """All that was due meanwhile is done at once, before it is seen whether there are descriptors again."""
+    go_on = threading.Event()
+    with proxied([wait_for(go_on), *respond()]) as (daemon, exporter), contextlib.ExitStack() as wires:
+        scraping = [wires.enter_context(daemon.connect()).send(SCRAPE) for _ in range(5)]
+        exporter.wait_for_requests(5)
+        limit = daemon.fd_count()
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        waiting = wires.enter_context(daemon.connect()).send(SCRAPE)
+        daemon.wait_for_log("cannot accept connections for now")
+        daemon.process.send_signal(signal.SIGSTOP)
+        assert not waiting.readable_within(1.5)  # longer than it takes to recover
+        daemon.process.send_signal(signal.SIGCONT)
+        assert not waiting.readable_within(0.5)  # longer than it takes to try again
+        go_on.set()
+        for wire in scraping:
+            wire.read_reply().expect_ok(PAGE)
+            wire.close()
+        waiting.read_reply().expect_ok(PAGE)
+        daemon.wait_for_log("accepting connections again")
+        for text in ("cannot accept connections", "accepting connections again"):
+            assert sum(text in line for line in daemon.log_lines) == 1
