@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -90,6 +90,8 @@ class Connection:
     closed_at: float | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     """Set when the connection is over, whoever ended it."""
+    is_dropped: bool = False
+    """Whether the exporter itself is ending it, from another thread than the one that plays the script."""
     _received: bytearray = field(default_factory=bytearray)
 
     @property
@@ -97,10 +99,17 @@ class Connection:
         """The request that is being answered."""
         return self.requests[-1]
 
+    def shake_hands(self, tls: ssl.SSLContext) -> None:
+        # Not yet by wrap_socket: until it returns, nobody else has the socket that it makes.
+        self.sock = sock = tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        with self._perhaps_dropped():
+            sock.do_handshake()
+
     def send(self, data: bytes) -> None:
         try:
             self.sock.settimeout(None)
-            self.sock.sendall(data)
+            with self._perhaps_dropped():
+                self.sock.sendall(data)
         except OSError:
             raise self._peer_hung_up() from None
 
@@ -131,7 +140,7 @@ class Connection:
     def end(self) -> None:
         """Close after having said all: over TLS a close_notify tells this from a cut."""
         if isinstance(self.sock, ssl.SSLSocket):
-            with contextlib.suppress(OSError, ValueError):  # the latter: the exporter is being stopped
+            with contextlib.suppress(OSError), self._perhaps_dropped():
                 self.sock.settimeout(POLL_SECONDS)
                 self.sock.unwrap()  # sends it, and has no time to wait for the peer's
         self.close()
@@ -163,7 +172,8 @@ class Connection:
     def _receive(self, timeout_seconds: float | None) -> None:
         try:
             self.sock.settimeout(timeout_seconds)
-            data = self.sock.recv(65536)
+            with self._perhaps_dropped():
+                data = self.sock.recv(65536)
         except TimeoutError:
             return
         except OSError:
@@ -171,6 +181,19 @@ class Connection:
         if not data:
             raise self._peer_hung_up()
         self._received += data
+
+    @contextlib.contextmanager
+    def _perhaps_dropped(self) -> Iterator[None]:
+        """Around one call of the socket's.
+
+        ``SSLSocket.shutdown()`` in another thread takes TLS away from under it, which it does not expect.
+        """
+        try:
+            yield
+        except (ValueError, AttributeError):
+            if not self.is_dropped:
+                raise
+            raise ConnectionEnded from None
 
     def _peer_hung_up(self) -> ConnectionEnded:
         self.closed_at = time.monotonic()
@@ -371,6 +394,7 @@ class FakeExporter:
         """End every connection, or these, idle ones as a polite server does; returns when they are gone."""
         live = [*(self._live if which is None else which)]
         for connection in live:
+            connection.is_dropped = True
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)
         for connection in live:
@@ -396,7 +420,7 @@ class FakeExporter:
     def _converse(self, connection: Connection) -> None:
         try:
             if self._tls is not None:
-                connection.sock = self._tls.wrap_socket(connection.sock, server_side=True)
+                connection.shake_hands(self._tls)
             for action in self._greeting:
                 action(connection)
             while True:
