@@ -401,7 +401,7 @@ class FakeExporter:
             if not connection.ended.wait(patience_seconds):
                 with contextlib.suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
-                connection.ended.wait(patience_seconds)
+                assert connection.ended.wait(EVENT_SECONDS), "a script goes on after its connection was shut"
 
     def _accept(self) -> None:
         while True:

@@ -101,3 +101,16 @@ def test_what_is_a_scripts_own_mistake(is_dropped: bool) -> None:
             assert request_.target == b"/metrics"
         wait_until(lambda: len(failures) == 1, "the script ended")
     assert str(failures[0].exc_value) == "of the script's own"
+
+
+def test_a_script_that_does_not_end_is_told_of() -> None:
+    go_on = threading.Event()
+    with FakeExporter([lambda connection: go_on.wait()]) as exporter:
+        with Wire(("127.0.0.1", exporter.port)) as wire:
+            wire.send(ASKED)
+            exporter.wait_for_requests()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tests.fakes.exporter.EVENT_SECONDS", 0.01)
+            with pytest.raises(AssertionError, match="a script goes on"):
+                exporter.drop_connections(patience_seconds=0.01)
+        go_on.set()
