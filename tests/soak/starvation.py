@@ -1,7 +1,8 @@
 """Tells when the machine has no time for the site: its processes were ready to run, and waited for a CPU.
 
-The kernel counts that for each thread. Who has to wait like that may miss a deadline of one second, and it is
-nobody's fault here; what is under way then may fail, and is accounted for all the same.
+The kernel counts that for each thread. Where the whole machine stood still it counts nothing, for who slept
+was not ready to run: then this thread itself comes late. Who has to wait like that may miss a deadline of one
+second, and it is nobody's fault here; what is under way then may fail, and is accounted for all the same.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.soak.ledger import EVERYTHING, Cost, Ledger, Window
@@ -17,8 +18,10 @@ from tests.soak.worker import Worker
 
 FAULT = "machine busy"
 STEP_SECONDS = 0.25
-WAITED_SHARE = 0.5
-"""Of a step; all threads of a process taken together."""
+WAITED_SHARE = 0.25
+"""Of a step; all threads of a process taken together. Scraper, daemon and exporter wait one after another."""
+LATE_STEPS = 3
+"""How long a step may take, in steps, until nobody ran."""
 MARGIN_SECONDS = 1.0
 """A scrape takes a second at most, so that one which was held up is over by then."""
 
@@ -32,12 +35,14 @@ class Starvation(Worker):
 
     def _run(self) -> None:
         then, before = time.time(), waited_seconds()
-        while not self._stopping.wait(STEP_SECONDS):
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.wait(STEP_SECONDS)
             now, after = time.time(), waited_seconds()
             waits: defaultdict[int, float] = defaultdict(float)
             for (pid, thread), seconds in after.items():
                 waits[pid] += seconds - before.get((pid, thread), 0.0)
-            if max(waits.values(), default=0) > WAITED_SHARE * (now - then):
+            if was_busy(now - then, waits.values()):
                 self._tell(then, now)
             then, before = now, after
 
@@ -48,6 +53,12 @@ class Starvation(Worker):
             self._window = self._ledger.open(FAULT, "", cost, began - STEP_SECONDS)
         self._window.healed = ended
         self._window.ended = ended + MARGIN_SECONDS
+
+
+def was_busy(step_seconds: float, waited: Iterable[float]) -> bool:
+    """Whether a step that took so long was one in which some process could not run."""
+    is_late = step_seconds > LATE_STEPS * STEP_SECONDS
+    return is_late or max(waited, default=0.0) > WAITED_SHARE * step_seconds
 
 
 def waited_seconds() -> dict[tuple[int, int], float]:

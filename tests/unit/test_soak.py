@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.daemon import REPOSITORY
 from tests.soak import pages
 from tests.soak.__main__ import parser, summary
 from tests.soak.accesslog import Line, read_lines
@@ -21,6 +26,7 @@ from tests.soak.prometheus import Scrape
 from tests.soak.reckoning import Excuses, reckon_checks, reckon_prometheus
 from tests.soak.run import Result
 from tests.soak.site import CHECKER
+from tests.soak.starvation import STEP_SECONDS, was_busy
 from tests.soak.watch import COUNTERS, Look, Reading
 
 NODE = "node_exporter"
@@ -210,6 +216,67 @@ def test_checks(one: Check, lines: list[Line], cost: Cost, violations: int) -> N
 
 def test_a_line_that_is_no_check() -> None:
     assert reckon_checks([], [line(1, number=7)], NO_EXCUSE).lost == 1
+
+
+# A machine without time
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "waited", "busy"),
+    [
+        (STEP_SECONDS, [], False),
+        (STEP_SECONDS, [0.06, 0.06, 0.06], False),
+        (STEP_SECONDS, [0.01, 0.07], True),
+        (0.7, [0.17], False),
+        (0.7, [0.18], True),
+        (0.8, [], True),
+    ],
+)
+def test_who_waits_for_a_cpu_and_who_is_late(step_seconds: float, waited: list[float], busy: bool) -> None:
+    assert was_busy(step_seconds, waited) is busy
+
+
+WATCHING = """
+import json, sys
+from pathlib import Path
+from tests.soak import starvation
+from tests.soak.ledger import Ledger
+
+waited_seconds = starvation.waited_seconds
+
+def looked():
+    print("it looks", flush=True)
+    return waited_seconds()
+
+starvation.waited_seconds = looked
+ledger = Ledger(Path(sys.argv[1]))
+watching = starvation.Starvation(ledger)
+watching.start()
+sys.stdin.read()
+watching.stop()
+print(json.dumps([(one.began, one.ended) for one in ledger.windows]))
+"""
+
+
+def test_a_machine_that_stands_still_is_noticed(tmp_path: Path) -> None:
+    """Nobody waits for a CPU in a process that is stopped, as it is when the machine is."""
+    log = tmp_path / "faults.log"
+    watching = [sys.executable, "-c", WATCHING, str(log)]
+    with subprocess.Popen(watching, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"it looks\n"
+            began = time.time()
+            process.send_signal(signal.SIGSTOP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.5)
+            ended = time.time()
+        finally:
+            process.send_signal(signal.SIGCONT)
+        *_, found = process.communicate(timeout=30)[0].splitlines()
+    windows = json.loads(found)
+    assert any(first < began and ended < last for first, last in windows), (began, ended, windows)
 
 
 # Counters
