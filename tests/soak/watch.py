@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from dataclasses import dataclass
@@ -91,8 +92,11 @@ def threads(pid: int) -> int:
 
 
 def children(pid: int) -> list[int]:
-    found = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for child in " ".join(found).split()]
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            found += map(int, file.read_text().split())
+    return found
 
 
 def descriptors(pid: int) -> list[str]:
