@@ -127,8 +127,11 @@ class Supervisor:
             "--config.file=config.yml",
             "--web.config.file=web.yml",
         ]
+        began = (
+            time.time()
+        )  # before it: what the daemon says first is its own, however late this thread goes on
         self._process = start(command, self._directory, LOG, pass_fds=options["pass_fds"])
-        self.incarnations.append(Incarnation(self._process.pid, time.time()))
+        self.incarnations.append(Incarnation(self._process.pid, began))
 
     def _end_what_is_left(self, incarnation: Incarnation) -> None:
         """As systemd does it with what is left in a unit's control group."""
