@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from tests.soak.exporters import COMMANDS, NotInstalled, start
 CLOCK_FILE = "clock"
 LOG = "daemon.log"
 STOP_SECONDS = 30.0
+DYING_SECONDS = 2.0
 LIBRARY = "*/faketime/libfaketimeMT.so.1"
 NOW = "+0"
 
@@ -135,16 +137,33 @@ class Supervisor:
 
     def _end_what_is_left(self, incarnation: Incarnation) -> None:
         """As systemd does it with what is left in a unit's control group."""
+        for pid in self._left():
+            incarnation.left += 1
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _wait_for_the_killed(self) -> None:
+        """One that ended well has killed what it had started; on a busy machine that needs a while to die."""
+        with contextlib.suppress(AssertionError):
+            wait_until(
+                lambda: not any(is_killed(pid) for pid in self._left()), "the killed are gone", DYING_SECONDS
+            )
+
+    def _left(self) -> list[int]:
+        """Of the daemon's commands."""
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if (process / "cwd").readlink() == self._directory / COMMANDS:
-                    incarnation.left += 1
-                    os.kill(int(process.name), signal.SIGKILL)
+                    found.append(int(process.name))
+        return found
 
     def _keep(self) -> None:
         while True:
             status = self._process.wait()
             now, incarnation = time.time(), self.current
+            if status == 0:
+                self._wait_for_the_killed()
             self._end_what_is_left(incarnation)
             incarnation.ended, incarnation.status = now, status
             for left in ("faketime_shm", "sem.faketime_sem"):  # killed, libfaketime cannot tidy up
@@ -153,3 +172,13 @@ class Supervisor:
             if self._is_stopping:
                 return
             self._start()
+
+
+def is_killed(pid: int) -> bool:
+    """Whether it has been sent SIGKILL, and be it that it has not died of it yet."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    pending = re.findall(r"^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)", status, re.MULTILINE)
+    return any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for signals in pending)

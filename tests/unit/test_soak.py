@@ -27,6 +27,7 @@ from tests.soak.reckoning import Excuses, reckon_checks, reckon_prometheus
 from tests.soak.run import Result
 from tests.soak.site import CHECKER
 from tests.soak.starvation import STEP_SECONDS, was_busy
+from tests.soak.supervisor import is_killed
 from tests.soak.watch import COUNTERS, Look, Reading
 
 NODE = "node_exporter"
@@ -277,6 +278,17 @@ def test_a_machine_that_stands_still_is_noticed(tmp_path: Path) -> None:
         *_, found = process.communicate(timeout=30)[0].splitlines()
     windows = json.loads(found)
     assert any(first < began and ended < last for first, last in windows), (began, ended, windows)
+
+
+# What outlives the daemon
+
+
+def test_who_has_been_killed_is_told_from_who_has_not() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert not is_killed(process.pid)
+        process.kill()
+        assert is_killed(process.pid)  # as long as it is not waited for
+    assert not is_killed(process.pid)
 
 
 # Counters
