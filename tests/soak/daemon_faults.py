@@ -225,7 +225,7 @@ class Ended(DaemonFault):
     """SIGKILL. Whoever comes before the next process is there waits in the socket's queue."""
 
     name = "daemon killed"
-    costs = Cost(scrapes_of=EVERYTHING, is_unseen=True, lines=True)
+    costs = Cost(scrapes_of=EVERYTHING, is_unseen=True, lines=True, sent=True)
     hold_seconds = (0.0, 0.0)
     is_for_long_lives = False
     number = signal.SIGKILL

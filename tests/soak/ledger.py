@@ -25,6 +25,8 @@ class Cost:
     """Whether these may fail without the daemon having seen them."""
     lines: bool = False
     """Whether lines of the access log may be lost."""
+    sent: bool = False
+    """Whether what the daemon takes for sent may not have left it."""
 
 
 NOTHING = Cost()

@@ -49,7 +49,7 @@ class Starvation(Worker):
     def _tell(self, began: float, ended: float) -> None:
         """One window for as long as it goes on."""
         if self._window is None or self._window.ended < began:
-            cost = Cost(scrapes_of=EVERYTHING, is_unseen=True)
+            cost = Cost(scrapes_of=EVERYTHING, is_unseen=True, sent=True)
             self._window = self._ledger.open(FAULT, "", cost, began - STEP_SECONDS)
         self._window.healed = ended
         self._window.ended = ended + MARGIN_SECONDS

@@ -202,7 +202,12 @@ def check(status: int = 200, is_complete: bool = True) -> Check:
         (check(), [], Cost(lines=True), 0),
         (check(), [line(1, number=7), line(1, number=7)], Cost(lines=True), 1),
         (check(), [line(1, "truncated", number=7)], Cost(EVERYTHING), 1),
-        (check(is_complete=False), [line(1, number=7)], Cost(EVERYTHING), 1),
+        (check(is_complete=False), [line(1, number=7)], Cost(EVERYTHING, is_unseen=True, lines=True), 1),
+        (check(is_complete=False), [line(1, number=7)], Cost(EVERYTHING, sent=True), 0),
+        (check(0, is_complete=False), [line(1, number=7)], Cost(EVERYTHING, sent=True), 0),
+        (check(is_complete=False), [line(1, number=7)], Cost(sent=True), 1),
+        (check(502), [line(1, number=7)], Cost(EVERYTHING, sent=True), 1),
+        (check(), [line(1, "truncated", number=7)], Cost(EVERYTHING, sent=True), 1),
         (check(is_complete=False), [line(1, "truncated", number=7)], Cost(EVERYTHING), 0),
         (check(is_complete=False), [line(1, "truncated", number=7)], Cost(), 1),
         (check(502), [line(1, "connect", 502, number=7)], Cost(NODE), 0),
@@ -213,6 +218,13 @@ def check(status: int = 200, is_complete: bool = True) -> Check:
 )
 def test_checks(one: Check, lines: list[Line], cost: Cost, violations: int) -> None:
     assert len(reckon_checks([one], lines, window(cost, 0.0, 5.0)).violations) == violations
+
+
+def test_a_cut_at_another_time_than_the_fault_that_explains_it() -> None:
+    cut, of_log = check(is_complete=False), [line(1, number=7)]
+    for began, ended, violations in ((0.0, 0.9, 2), (0.0, 1.0, 0), (1.1, 2.0, 0), (1.2, 2.0, 2)):
+        excuses = window(Cost(EVERYTHING, sent=True), began, ended)
+        assert len(reckon_checks([cut], of_log, excuses).violations) == violations
 
 
 def test_a_line_that_is_no_check() -> None:
