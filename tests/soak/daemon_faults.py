@@ -178,8 +178,8 @@ class ClockStepped(DaemonFault):
 class Crowd(DaemonFault):
     """More connections than there may be, none of which asks for anything: they make room for each other.
 
-    They come some at a time, and each time the last one's handshake is over before there are more: all at once
-    they may make a scraper's handshake, which waits for a CPU, the one that has idled longest.
+    They come some at a time, and each time the last one's handshake is over before there are more: all
+    at once they may make a scraper's handshake, which waits for a CPU, the one that has idled longest.
     """
 
     name = "crowd of idle connections"
