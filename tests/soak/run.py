@@ -70,7 +70,8 @@ def soak(directory: Path, minutes: float, seed: int, tell: Callable[[str], None]
     with site(directory, seed) as ready:
         client = Client(ready)
         watch, checker = Watch(ready, client), Checker(ready, client, seed)
-        with prometheus(ready) as server:
+        # Whenever there are scrapes: the first and the last of them are judged as all others are.
+        with starvation.watching(ready.ledger), prometheus(ready) as server:
             before = _warm_up(ready, server, watch)
             with _hostile(ready, seed, result):
                 _break(ready, server, watch, checker, minutes, seed, tell)
@@ -133,8 +134,7 @@ def _break(
         )
     ]
     with ExitStack() as stack:
-        busy = starvation.Starvation(ready.ledger)
-        threads: list[Watch | Checker | Lane | starvation.Starvation] = [busy, watch, checker, *lanes]
+        threads: list[Watch | Checker | Lane] = [watch, checker, *lanes]
         for one in threads:
             stack.callback(one.stop)
             one.start()

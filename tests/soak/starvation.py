@@ -11,6 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.soak.ledger import EVERYTHING, Cost, Ledger, Window
@@ -53,6 +54,17 @@ class Starvation(Worker):
             self._window = self._ledger.open(FAULT, "", cost, began - STEP_SECONDS)
         self._window.healed = ended
         self._window.ended = ended + MARGIN_SECONDS
+
+
+@contextmanager
+def watching(ledger: Ledger) -> Iterator[None]:
+    """Until the end of the block."""
+    starvation = Starvation(ledger)
+    starvation.start()
+    try:
+        yield
+    finally:
+        starvation.stop()
 
 
 def was_busy(step_seconds: float, waited: Iterable[float]) -> bool:

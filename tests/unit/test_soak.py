@@ -263,10 +263,8 @@ def looked():
 
 starvation.waited_seconds = looked
 ledger = Ledger(Path(sys.argv[1]))
-watching = starvation.Starvation(ledger)
-watching.start()
-sys.stdin.read()
-watching.stop()
+with starvation.watching(ledger):
+    sys.stdin.read()
 print(json.dumps([(one.began, one.ended) for one in ledger.windows]))
 """
 
