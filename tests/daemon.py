@@ -22,6 +22,7 @@ from tests import forkserver
 from tests.fakes.exporter import EVENT_SECONDS, FakeExporter, Script
 from tests.forkserver import Forked
 from tests.held import Holds, watching
+from tests.stalls import stalled_since
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
 REPOSITORY = Path(__file__).parent.parent
@@ -40,10 +41,17 @@ class DaemonFailed(Exception):
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = EVENT_SECONDS) -> None:
     """Wait for a condition that nothing signals. ``what`` completes "... did not happen"."""
-    end = time.monotonic() + timeout_seconds
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, f"within {timeout_seconds} s it did not happen that {what}"
+        in_time = not _is_over(began, timeout_seconds)
+        assert in_time, f"within {timeout_seconds} s it did not happen that {what}"
         time.sleep(0.01)
+
+
+def _is_over(began: float, timeout_seconds: float) -> bool:
+    """Whether so much time has passed since then, without what stalled everyone."""
+    passed = time.monotonic() - began
+    return passed >= timeout_seconds and passed - stalled_since(began) >= timeout_seconds
 
 
 def parse_logfmt(line: str) -> dict[str, str]:
@@ -301,14 +309,14 @@ class Daemon:
             self._changed.notify_all()
 
     def _wait(self, condition: Callable[[], bool], timeout_seconds: float, complaint: str) -> None:
-        end = time.monotonic() + timeout_seconds
+        began = time.monotonic()
         with self._changed:
             while not condition():
-                remaining = end - time.monotonic()
-                if remaining <= 0 or not (self.running or any(reader.is_alive() for reader in self._readers)):
+                is_over = _is_over(began, timeout_seconds)
+                if is_over or not (self.running or any(reader.is_alive() for reader in self._readers)):
                     state = "" if self.running else f" (it exited with {self.process.returncode})"
                     raise DaemonFailed(f"{complaint}{state}\n{self.log_tail()}")
-                self._changed.wait(min(remaining, 0.2))
+                self._changed.wait(0.2)
 
     def _discard(self) -> None:
         """Leave nothing of it: not the process, not the pipes, not the directory."""

@@ -18,6 +18,8 @@ from typing import Self
 
 import h11
 
+from tests.stalls import stalled_since
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 ERROR_HEADER = "x-exporter-proxy-error"
 CONNECTION_CLOSE = ("Connection", "close")
@@ -58,6 +60,13 @@ class Reply:
     head_after_seconds: float
     ended_after_seconds: float
     """Both counted from the last ``send``."""
+    stalled_seconds: float = 0.0
+    """For how much of that nothing ran here: bounds on it allow for that."""
+
+    @property
+    def took_seconds(self) -> float:
+        """``ended_after_seconds`` without those, for bounds from above alone."""
+        return self.ended_after_seconds - self.stalled_seconds
 
     @property
     def complete(self) -> bool:
@@ -220,6 +229,7 @@ class Wire:
             informational=tuple(informational),
             head_after_seconds=head_after,
             ended_after_seconds=time.monotonic() - self.sent_at,
+            stalled_seconds=stalled_since(self.sent_at),
         )
 
     def read_until_closed(self) -> bytes:
@@ -239,10 +249,14 @@ class Wire:
 
     def closes_within(self, seconds: float) -> bool:
         """Whether the daemon ends the connection by then, saying nothing further."""
-        before = self.sock.gettimeout()
+        before, began = self.sock.gettimeout(), time.monotonic()
         self.sock.settimeout(seconds)
         try:
-            return not self._receive()
+            try:
+                return not self._receive()
+            except TimeoutError:
+                self.sock.settimeout(max(0.001, stalled_since(began)))  # the daemon may not have run either
+                return not self._receive()
         except TimeoutError:
             return False
         except ConnectionError:

@@ -29,6 +29,7 @@ from tests.fakes.exporter import (
     wait_for,
 )
 from tests.honest import honest_scraper
+from tests.stalls import stalled_since
 from tests.wire import Wire, request
 
 MIB = 1024 * 1024
@@ -61,6 +62,7 @@ def siege(
 # -- connections
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("behaviour", "count", "sources", "max_connections"),
     [
@@ -103,7 +105,7 @@ def test_slow_headers_from_many_connections() -> None:
     with siege(read_header_timeout="500ms") as (daemon, exporter), contextlib.ExitStack() as wires:
         slow = [wires.enter_context(daemon.connect()) for _ in range(300)]
         open_still, started = slow, time.monotonic()
-        for byte in SCRAPE:
+        for byte in request("/x/metrics", ("X-Long", "x" * 240)):
             for wire in open_still:
                 with contextlib.suppress(ConnectionError):
                     wire.sock.send(bytes([byte]))
@@ -112,7 +114,7 @@ def test_slow_headers_from_many_connections() -> None:
                 break
             time.sleep(0.05)
         assert not open_still
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 8.0 + stalled_since(started), "each byte was given time anew"
         for wire in slow:
             wire.read_reply().expect_refusal(408, "header_timeout")
         assert exporter.requests[1:] == []
@@ -125,7 +127,7 @@ def test_slow_bodies_are_not_waited_for() -> None:
             wire.exchange(request("/x/metrics", ("Content-Length", "1000000"))).expect_ok(PAGE)
         dripping, started = slow, time.monotonic()
         while dripping:  # they go on although the answer and its end are there
-            assert time.monotonic() - started < 8.0
+            assert time.monotonic() - started < 8.0 + stalled_since(started)
             dripping = [wire for wire in dripping if _still_takes(wire, b"x")]
             time.sleep(0.05)
 
@@ -157,7 +159,7 @@ def test_clients_that_never_read_a_page_do_not_keep_all_connections_for_ever() -
     log = {"format": "json", "fields": ["path", "status", "reason"]}
     with FakeExporter() as exporter:
         entries = {f"x{number}": {"url": exporter.url()} for number in range(50)}  # they make /metrics long
-        config = {"max_connections": 3, "keep_alive_timeout": "2s", "access_log": log, "exporters": entries}
+        config = {"max_connections": 3, "keep_alive_timeout": "8s", "access_log": log, "exporters": entries}
         with Daemon(config) as daemon, contextlib.ExitStack() as wires:
             known = {key for key in daemon.metrics() if key[0] == "exporter_proxy_requests_denied_total"}
             for _ in range(3):
@@ -187,7 +189,7 @@ def test_a_megabyte_of_headers() -> None:
         ):
             with daemon.connect() as wire:
                 reply = wire.exchange(SCRAPE[:-2] + block + b"\r\n").expect_refusal(431, "bad_request")
-                assert reply.ended_after_seconds < 2.0
+                assert reply.took_seconds < 2.0
                 assert wire.closes_within(3.0)
         assert len(exporter.requests) == 1, "the one that went before"
 
@@ -269,6 +271,7 @@ def test_running_out_of_descriptors_is_recovered_from(limit: int, is_busy: bool)
         descriptors = daemon.fd_count()
         resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
         exporter.play([stall()])
+        began = time.monotonic()
         with contextlib.ExitStack() as wires:
             for _ in range(limit * 2):
                 wire = wires.enter_context(daemon.connect())
@@ -284,7 +287,8 @@ def test_running_out_of_descriptors_is_recovered_from(limit: int, is_busy: bool)
         daemon.wait_for_metric(1, CONNECTIONS)
         wait_until(lambda: daemon.fd_count() <= descriptors, "all descriptors were closed")
         said = [line for line in daemon.log_lines if "cannot accept" in line]
-        assert len(said) == 1, "it says so once, not at each attempt"
+        # After a second without a shortage it is over: where all stood still for one, it may say so again.
+        assert 1 <= len(said) <= 1 + stalled_since(began), "it says so once, not at each attempt"
 
 
 def test_a_daemon_that_comes_round_late_does_not_take_the_shortage_for_over() -> None:

@@ -24,6 +24,7 @@ from tests.fakes.exporter import (
     wait_for,
 )
 from tests.fakes.exporter import head as response_head
+from tests.stalls import is_set_within, stalled_since
 from tests.wire import request
 
 DENIED = "exporter_proxy_requests_denied_total"
@@ -45,9 +46,9 @@ def test_max_response_bytes_judges_the_announced_length_before_the_body_comes() 
     announced = response_head(200, [("Content-Length", "1025")])
     with proxied([send(announced), stall()], defaults={"max_response_bytes": "1KiB"}) as (daemon, exporter):
         reply = daemon.get("/x/metrics").expect_refusal(502, "too_large", "x")
-        assert reply.ended_after_seconds < 2.0
+        assert reply.took_seconds < 2.0
         assert "1025" in reply.body.decode()
-        assert exporter.connections[0].closed_by_peer.wait(1.0)
+        assert is_set_within(exporter.connections[0].closed_by_peer, 5.0)
 
 
 # -- max_concurrent
@@ -75,7 +76,7 @@ def test_max_concurrent_of_one_exporter_does_not_hold_up_another() -> None:
                 wires.enter_context(daemon.connect()).send(request("/stuck/metrics"))
             stuck.wait_for_requests()
             reply = daemon.get("/lively/metrics").expect_ok(PAGE)
-            assert reply.ended_after_seconds < 2.0
+            assert reply.took_seconds < 2.0
 
 
 # -- max_connections
@@ -145,18 +146,19 @@ def test_max_connections_of_a_crowd_that_comes_at_once_the_first_are_served() ->
     ids=["stops-half-way", "drips"],
 )
 def test_read_header_timeout_is_for_the_whole_head(data: bytes, interval_seconds: float) -> None:
-    with proxied(read_header_timeout="300ms") as (daemon, exporter), daemon.connect() as wire:
+    with proxied(read_header_timeout="300ms") as (daemon, exporter):
         started = time.monotonic()
-        if not interval_seconds:
-            wire.send(data)
-        stop_at = started + 0.9
-        for byte in data if interval_seconds else b"":
-            if time.monotonic() > stop_at or wire.readable_within(interval_seconds):
-                break
-            wire.sock.sendall(bytes([byte]))
-        wire.read_reply().expect_refusal(408, "header_timeout")
-        assert 0.25 < time.monotonic() - started < 0.9
-        assert wire.closes_within(3.0)
+        with daemon.connect() as wire:
+            if not interval_seconds:
+                wire.send(data)
+            stop_at = started + 0.9
+            for byte in data if interval_seconds else b"":
+                if time.monotonic() > stop_at or wire.readable_within(interval_seconds):
+                    break
+                wire.sock.sendall(bytes([byte]))
+            wire.read_reply().expect_refusal(408, "header_timeout")
+            assert 0.25 < time.monotonic() - started < 0.9 + stalled_since(started)
+            assert wire.closes_within(3.0)
         daemon.wait_for_metric(1, DENIED, reason="header_timeout")
         assert exporter.requests == []
 
@@ -164,7 +166,7 @@ def test_read_header_timeout_is_for_the_whole_head(data: bytes, interval_seconds
 @pytest.mark.parametrize("nothing", [b"", b"\r\n" * 20], ids=["silent", "empty-lines"])
 def test_read_header_timeout_closes_a_connection_that_asks_nothing(nothing: bytes) -> None:
     """With or without 408: no request was begun."""
-    with proxied(read_header_timeout="300ms") as (daemon, _), daemon.connect(timeout_seconds=1.0) as wire:
+    with proxied(read_header_timeout="300ms") as (daemon, _), daemon.connect(timeout_seconds=10.0) as wire:
         for byte in nothing:
             wire.sock.sendall(bytes([byte]))
         answer = wire.read_until_closed()
@@ -187,10 +189,10 @@ def test_read_header_timeout_does_not_end_a_scrape() -> None:
 
 def test_keep_alive_timeout_closes_an_idle_connection() -> None:
     with proxied(keep_alive_timeout="300ms") as (daemon, _), daemon.connect() as wire:
-        for _ in range(2):
-            wire.exchange(SCRAPE).expect_ok(PAGE)
+        wire.exchange(SCRAPE).expect_ok(PAGE)
         started = time.monotonic()
-        assert wire.closes_within(1.5)
+        wire.exchange(SCRAPE).expect_ok(PAGE)
+        assert wire.closes_within(10.0)
         assert time.monotonic() - started > 0.2
         assert daemon.metric(DENIED, reason="header_timeout") == 0
 
@@ -213,7 +215,7 @@ def test_max_header_bytes_is_answered_431_without_waiting(
 ) -> None:
     with daemon.connect() as wire:
         reply = wire.exchange(OVER[name]).expect_refusal(431, "bad_request")
-        assert reply.ended_after_seconds < 2.0
+        assert reply.took_seconds < 2.0
         assert wire.closes_within(3.0)
     assert exporter.requests == []
 

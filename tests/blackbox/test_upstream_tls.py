@@ -16,6 +16,7 @@ import trustme
 
 from tests.daemon import Daemon
 from tests.fakes.exporter import PAGE, FakeExporter, close, send, stall
+from tests.stalls import is_set_within
 
 NOW = datetime.now(UTC)
 YEAR = timedelta(days=365)
@@ -217,7 +218,7 @@ def test_a_handshake_that_hangs_times_out(certificates: Certificates, case: str)
         with Daemon({"exporters": {"x": entry}}) as daemon:
             reply = daemon.get("/x/metrics", ("X-Prometheus-Scrape-Timeout-Seconds", "0.4"))
             reply.expect_refusal(504, "timeout", "x")
-            assert exporter.connections[0].closed_by_peer.wait(2)
+            assert is_set_within(exporter.connections[0].closed_by_peer, 5.0)
 
 
 def test_a_plain_request_that_is_answered_in_tls(certificates: Certificates) -> None:

@@ -28,7 +28,7 @@ def scrape_until(daemon: Daemon, condition: Callable[[], bool], what: str) -> No
     """Go on scraping, each time with success and promptly, until something has happened."""
 
     def scrape_and_look() -> bool:
-        assert daemon.get("/x/metrics").expect_ok(PAGE).ended_after_seconds < 2.0
+        assert daemon.get("/x/metrics").expect_ok(PAGE).took_seconds < 2.0
         return condition()
 
     wait_until(scrape_and_look, what, 10.0)
@@ -196,6 +196,6 @@ def test_output_that_nobody_reads_holds_up_neither_scrapes_nor_the_stop(tmp_path
                 process.stdout.close()
             query = "q" * 8000
             for _ in range(30):  # a pipe holds 64 KiB
-                assert wire.exchange(request(f"/x/metrics?{query}")).expect_ok(PAGE).ended_after_seconds < 2.0
+                assert wire.exchange(request(f"/x/metrics?{query}")).expect_ok(PAGE).took_seconds < 2.0
             process.terminate()
             assert process.wait(5) == 0
