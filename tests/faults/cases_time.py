@@ -202,7 +202,7 @@ TIME_CASES = (
         23,
         "not before it has to be",
         served,
-        announcing("3"),
+        announcing("8"),
         later(0.8),
         command="sleep 0.8; cat $PAGE",
         not_for=FILES_ARE_THERE,

@@ -160,7 +160,7 @@ def after(at_least_seconds: float, at_most_seconds: float) -> Judge:
         for reply in seen.last:
             took = reply.ended_after_seconds
             expect(
-                at_least_seconds < took < at_most_seconds,
+                at_least_seconds < took < at_most_seconds + reply.stalled_seconds,
                 f"{shown(reply)} after {took:.2f} s instead of {at_least_seconds:g} to {at_most_seconds:g} s",
             )
 

@@ -13,11 +13,12 @@ import h11
 
 from tests.fakes.exporter import Request
 from tests.faults.target import HttpSource, ProgramSource, Target
+from tests.stalls import stalled_since
 from tests.wire import Reply, Wire
 
 LEFT_SECONDS = 1.0
 CLOSED_SECONDS = 1.0
-REQUEST_SECONDS = 2.0
+REQUEST_SECONDS = 10.0
 CLOSED = "closed without an answer"
 
 
@@ -42,7 +43,7 @@ class Seen:
     turns: list[list[Reply | str]] = field(default_factory=list)
     """The answers to each request of the case, one for each scraper that sent it."""
     took_seconds: float = 0.0
-    """How long the last of them took."""
+    """How long the last of them took, without what stalled all of this."""
     is_closed: bool = False
     """Whether the proxy closed the scraper's connection after its answer, where that was watched."""
     says_more: bool = False
@@ -99,7 +100,8 @@ class Seen:
                 source.exporter.wait_for_requests()
             elif isinstance(source, ProgramSource):
                 assert source.wait_until_asked(REQUEST_SECONDS), "the command was not started"
-        self.was_left = source.left_within(LEFT_SECONDS)
+        gone = time.monotonic()
+        self.was_left = source.left_within(LEFT_SECONDS) or source.left_within(stalled_since(gone))
 
     def _ask(self, data: bytes, scrapers: int, is_watched: bool = False) -> None:
         wires: list[Wire] = []
@@ -111,9 +113,12 @@ class Seen:
             started = time.monotonic()
             method = "HEAD" if data.startswith(b"HEAD ") else "GET"
             self.turns.append([read(wire, method) for wire in wires])
-            self.took_seconds = time.monotonic() - started
+            self.took_seconds = time.monotonic() - started - stalled_since(started)
             if is_watched:
-                ends = wires[0].readable_within(CLOSED_SECONDS)
+                answered = time.monotonic()
+                ends = wires[0].readable_within(CLOSED_SECONDS) or wires[0].readable_within(
+                    stalled_since(answered)
+                )
                 self.is_closed = ends and wires[0].closes_within(CLOSED_SECONDS)
                 self.says_more = ends and not self.is_closed
         finally:

@@ -29,7 +29,7 @@ PROBE, PROBE_TARGET = "probe", "/probe?own=1"
 """The same with a query of its own."""
 VOID = "void"
 """An exporter that cannot be connected to, and does not refuse either."""
-WIRE_SECONDS = 3.0
+WIRE_SECONDS = 10.0
 """Longer than any case lasts at whoever holds it."""
 
 
