@@ -13,6 +13,7 @@ import pytest
 from tests.daemon import Daemon
 from tests.fakes.exporter import (
     CHUNKED,
+    EVENT_SECONDS,
     EXPOSITION,
     FakeExporter,
     Script,
@@ -41,7 +42,7 @@ def pestered() -> Iterator[Pestered]:
             "verified": {"url": exporter.url(), "verify": True},
             "honest": {"url": other.url()},
         }
-        config = {"defaults": {"timeout": "5s", "max_response_bytes": "1MiB"}, "exporters": entries}
+        config = {"defaults": {"timeout": "30s", "max_response_bytes": "1MiB"}, "exporters": entries}
         with Daemon(config) as daemon:
             for name in entries:
                 daemon.get(f"/{name}/metrics").expect_ok()
@@ -72,8 +73,8 @@ def test_a_head_that_does_not_end_is_a_failure(pestered: Pestered, name: str) ->
     script, reason = ENDLESS[name]
     exporter.play(script)
     reply = daemon.get("/x/metrics").expect_refusal(502, reason, "x")
-    assert reply.ended_after_seconds < 3.0
-    assert all(connection.closed_by_peer.wait(2.0) for connection in exporter.connections)
+    assert reply.took_seconds < 15
+    assert all(connection.closed_by_peer.wait(EVENT_SECONDS) for connection in exporter.connections)
 
 
 BODIES: dict[str, Script] = {
@@ -111,8 +112,8 @@ def test_a_body_that_does_not_end_is_never_whole(pestered: Pestered, name: str, 
     reply = daemon.get(path)
     assert reply.status == 502 or not reply.complete
     assert len(reply.body) <= MIB
-    assert reply.ended_after_seconds < 4.0
-    assert all(connection.closed_by_peer.wait(2.0) for connection in exporter.connections)
+    assert reply.took_seconds < 15
+    assert all(connection.closed_by_peer.wait(EVENT_SECONDS) for connection in exporter.connections)
 
 
 @pytest.mark.parametrize(

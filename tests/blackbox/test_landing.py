@@ -56,13 +56,13 @@ def mixed() -> Iterator[Daemon]:
     """Exporters that are up, down, slow, hostile and never scraped, each of the others scraped once."""
     with ExitStack() as stack:
         up = stack.enter_context(FakeExporter(respond(body=PAGE * 100)))
-        slow = stack.enter_context(FakeExporter([pause(0.6), *respond()]))
+        slow = stack.enter_context(FakeExporter([pause(2.6), *respond()]))
         hostile = stack.enter_context(FakeExporter(respond(body=HOSTILE)))
         port = stack.enter_context(refusing_port())
         exporters = {
             "up": {"url": up.url()},
             "down": {"url": f"http://127.0.0.1:{port}/metrics"},
-            "slow": {"url": slow.url(), "timeout": "1s"},
+            "slow": {"url": slow.url(), "timeout": "5s"},
             "hostile": {"url": hostile.url(), "verify": True},
             "never": {"url": up.url(), "path": "/elsewhere"},
         }
@@ -98,7 +98,7 @@ def test_the_table_is_aligned(mixed: Daemon) -> None:
     up, down, slow, _, never = lines[1:]
     assert re.fullmatch(r"up +up +\d+ s ago +[\d.]+ ms +7\.7 KiB +100 % of 1  /up/metrics", up)
     assert re.fullmatch(r"down +down +\d+ s ago +[\d.]+ ms +0 B +0 % of 1  /down/metrics", down)
-    assert re.fullmatch(r"slow +slow +\d+ s ago +[6-9]\d\d ms +79 B +100 % of 1  /slow/metrics", slow)
+    assert re.fullmatch(r"slow +slow +\d+ s ago +[2-4]\.\d s +79 B +100 % of 1  /slow/metrics", slow)
     assert re.fullmatch(r"never +never scraped +/elsewhere", never)
 
 
@@ -123,7 +123,7 @@ def test_the_json_has_all_of_it(mixed: Daemon) -> None:
     (recent,) = up["recent"]
     assert (recent["status"], recent["reason"]) == (200, None)
     assert recent["seconds"] == round(up["last_scrape"]["seconds"], 4)
-    assert (slow["state"], slow["is_slow"], slow["last_scrape"]["timeout_seconds"]) == ("up", True, 1)
+    assert (slow["state"], slow["is_slow"], slow["last_scrape"]["timeout_seconds"]) == ("up", True, 5)
     assert (never["state"], never["last_scrape"], never["recent"]) == ("never scraped", None, [])
     daemon = values["daemon"]
     config = (mixed.directory / "config.yml").read_bytes()

@@ -49,7 +49,7 @@ def exporters(exporter: FakeExporter) -> dict[str, dict[str, Any]]:
         "narrow": {"url": url, "allow_clients": ["127.0.0.2"]},
         "strict": {"url": url, "allow_params": ["collect[]", "module"]},
         "refused": {"url": "http://127.0.0.1:1/metrics"},
-        "hurried": {"url": url, "timeout": "300ms"},
+        "hurried": {"url": url, "timeout": "1500ms"},
         "small": {"url": url, "max_response_bytes": "10B"},
         "judged": {"url": url, "verify": True},
         "shared": {"url": url, "share_for": "60s"},

@@ -58,7 +58,9 @@ def standing() -> Iterator[Site]:
     """For all tests that leave it as it was."""
     with StandIn() as proxy:
         pushprox = {"proxy_url": proxy.url, "fqdn": FQDN}
-        with proxied(pushprox=pushprox, access_log={"format": "logfmt"}) as (daemon, exporter):
+        patient = {"timeout_offset": "2s"}  # so long an answer may take from the daemon to the scraper
+        log = {"format": "logfmt"}
+        with proxied(pushprox=pushprox, defaults=patient, access_log=log) as (daemon, exporter):
             yield Site(proxy, daemon, exporter)
 
 
@@ -95,13 +97,13 @@ def test_the_exporter_sees_what_it_sees_on_the_port(site: Site) -> None:
         ("Id", "forged"),
         ("Connection", "X-Named"),
         ("Proxy-Authorization", "x"),
-        timeout=3,
+        timeout=5,
     ).expect_ok(PAGE)
     (request,) = site.exporter.requests
     assert sorted(request.header_names) == [
         *("accept", "accept-encoding", "host", "user-agent", "x-prometheus-scrape-timeout-seconds"),
     ]
-    assert 2.0 < float(request.header("x-prometheus-scrape-timeout-seconds") or 0) <= 2.5
+    assert 2.0 < float(request.header("x-prometheus-scrape-timeout-seconds") or 0) <= 3.0
 
 
 def test_an_exporters_headers_for_its_connection_or_for_the_proxy_stay_behind(site: Site) -> None:
@@ -235,10 +237,10 @@ def test_a_failure_is_a_status_half_way_too(site: Site, case: str) -> None:
     script, status, reason = FAILURES[case]
     site.play(script)
     before = site.daemon.metric("exporter_proxy_scrape_errors_total", exporter="x", reason=reason)
-    reply = site.get(timeout=1.5 if status == 504 else 10)
+    reply = site.get(timeout=4 if status == 504 else 10)
     reply.expect_refusal(status, reason, "x")
     if status == 504:
-        assert reply.ended_after_seconds < 1.5, "before the scraper gives up"
+        assert reply.took_seconds < 4, "before the scraper gives up"
     site.daemon.wait_for_metric(before + 1, "exporter_proxy_scrape_errors_total", exporter="x", reason=reason)
     site.daemon.wait_for_output(f"reason={reason}")
     assert (

@@ -32,6 +32,7 @@ from tests.fakes.exporter import (
     wait_for,
 )
 from tests.fakes.ports import refusing_port
+from tests.stalls import stalled_since
 from tests.testdata.exposition.long_pages import LONG_TEXT
 from tests.testdata.exposition.pages import OPENMETRICS, zipped
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
@@ -56,7 +57,7 @@ def sharing() -> Iterator[tuple[Daemon, FakeExporter]]:
             "short": {"share_for": "600ms"},
             "off": {},
             "verified": {"share_for": "60s", "verify": True},
-            "hurried": {"share_for": "60s", "timeout": "800ms"},
+            "hurried": {"share_for": "60s", "timeout": "3s"},
             "small": {"share_for": "60s", "max_response_bytes": "1KiB"},
         }
         entries = {name: {"url": exporter.url(), **entry} for name, entry in entries.items()}
@@ -127,18 +128,18 @@ def test_scrapes_at_once_ask_the_exporter_once(
 
 def test_a_kept_answer_has_an_age_that_grows(daemon: Daemon, exporter: FakeExporter, query: str) -> None:
     exporter.play(respond(), respond(body=OTHER_PAGE))
+    asked = time.monotonic()
     assert daemon.get(f"/x/metrics{query}").expect_ok(PAGE).header("age") is None
-    answered = time.monotonic()
     seen: list[int] = []
 
     def is_one_second_old() -> bool:
         reply = daemon.get(f"/x/metrics{query}").expect_ok(PAGE)
         seen.append(int(reply.header("age") or -1))
-        assert seen[-1] <= time.monotonic() - answered + 0.1
+        assert seen[-1] <= time.monotonic() - asked
         return seen[-1] >= 1
 
     wait_until(is_one_second_old, "the age became a second", 3.0)
-    assert time.monotonic() - answered >= 0.95
+    assert time.monotonic() - asked >= 1.0
     assert seen[0] == 0
     assert seen == sorted(seen)
     assert len(exporter.requests) == 1
@@ -157,7 +158,7 @@ def test_after_share_for_the_exporter_is_asked_again(
         return replies[-1].body == OTHER_PAGE
 
     wait_until(is_asked_again, "the exporter was asked again", 2.0)
-    assert 0.59 <= time.monotonic() - started < 1.8
+    assert 0.59 <= time.monotonic() - started < 1.8 + stalled_since(started)
     assert replies[-1].header("age") is None
     assert len(exporter.requests) == 2
 

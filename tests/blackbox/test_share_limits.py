@@ -14,6 +14,7 @@ from tests.daemon import Daemon
 from tests.fakes.exporter import (
     CHUNKED,
     CONTENT_LENGTH,
+    EVENT_SECONDS,
     EXPOSITION,
     FRAMINGS,
     PAGE,
@@ -25,6 +26,7 @@ from tests.fakes.exporter import (
     stall,
     wait_for,
 )
+from tests.stalls import is_set_within
 from tests.testdata.exposition.long_pages import LONG_TEXT
 from tests.wire import CONNECTION_CLOSE, Wire, request
 
@@ -141,7 +143,7 @@ def test_when_all_have_left_the_exporter_is_let_go(
             assert not exporter.connections[-1].closed_by_peer.is_set()
             wire.close()
             scrapers.wait_for(3 - left)
-    assert exporter.connections[-1].closed_by_peer.wait(1.0)
+    assert is_set_within(exporter.connections[-1].closed_by_peer, 5.0)
     assert daemon.get(f"/x/metrics{query}").expect_ok(PAGE).header("age") is None
 
 
@@ -169,10 +171,10 @@ def test_a_sharer_with_a_shorter_deadline_gets_its_own_504(
     exporter.play([wait_for(go_on), *respond()])
     with Scrapers(daemon, "x") as scrapers:
         patient = scrapers.begin(f"/x/metrics{query}", seconds(10))
-        hurried = scrapers.begin(f"/x/metrics{query}", seconds(1))
+        hurried = scrapers.begin(f"/x/metrics{query}", seconds(3))
         reply = hurried.read_reply().expect_refusal(504, "timeout", "x")
-        assert 0.45 < reply.ended_after_seconds < 1.0
-        assert "1 s" in reply.body.decode()
+        assert 2.45 < reply.ended_after_seconds < 3.0 + reply.stalled_seconds
+        assert "3 s" in reply.body.decode()
         go_on.set()
         patient.read_reply().expect_ok(PAGE)
     assert len(exporter.requests) == 1
@@ -186,7 +188,7 @@ def test_a_sharer_with_a_longer_deadline_gets_the_answer_after_the_firsts_has_pa
     whole = head() + PAGE
     exporter.play([send(sent), wait_for(go_on), send(whole[len(sent) :]), close()])
     with Scrapers(daemon, "x") as scrapers:
-        hurried = scrapers.begin(f"/x/metrics{query}", seconds(1))
+        hurried = scrapers.begin(f"/x/metrics{query}", seconds(3))
         patient = scrapers.begin(f"/x/metrics{query}", seconds(10))
         hurried.read_reply().expect_refusal(504, "timeout", "x")
         scrapers.wait_for(1)
@@ -201,8 +203,8 @@ def test_past_the_firsts_deadline_nobody_joins_what_hangs(
     """Scrapes that overlap could otherwise wait for it for ever, each for the rest of it."""
     exporter.play([stall()], respond())
     with Scrapers(daemon, "x") as scrapers:
-        first = scrapers.begin(f"/x/metrics{query}", seconds(1))
-        patient = scrapers.begin(f"/x/metrics{query}", seconds(3))
+        first = scrapers.begin(f"/x/metrics{query}", seconds(3))
+        patient = scrapers.begin(f"/x/metrics{query}", seconds(5))
         first.read_reply().expect_refusal(504, "timeout", "x")
         assert daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE).header("age") is None
         assert daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE).header("age") == "0"
@@ -216,7 +218,7 @@ def test_what_comes_late_is_not_kept_in_place_of_a_newer_answer(
     go_on = Event()
     exporter.play([wait_for(go_on), *respond(body=b"late 1\n")], respond())
     with Scrapers(daemon, "x") as scrapers:
-        first = scrapers.begin(f"/x/metrics{query}", seconds(1))
+        first = scrapers.begin(f"/x/metrics{query}", seconds(3))
         patient = scrapers.begin(f"/x/metrics{query}", seconds(10))
         first.read_reply().expect_refusal(504, "timeout", "x")
         daemon.get(f"/x/metrics{query}", seconds(3)).expect_ok(PAGE)
@@ -231,11 +233,11 @@ def test_the_exporter_is_let_go_at_the_last_deadline(
 ) -> None:
     exporter.play([stall()])
     with Scrapers(daemon, "x") as scrapers:
-        wires = [scrapers.begin(f"/x/metrics{query}", seconds(each)) for each in (1, 1.4)]
+        wires = [scrapers.begin(f"/x/metrics{query}", seconds(each)) for each in (3, 5.6)]
         wires[0].read_reply().expect_refusal(504, "timeout", "x")
         assert not exporter.connections[-1].closed_by_peer.is_set()
         wires[1].read_reply().expect_refusal(504, "timeout", "x")
-        assert exporter.connections[-1].closed_by_peer.wait(1.0)
+        assert exporter.connections[-1].closed_by_peer.wait(EVENT_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +254,9 @@ def test_what_is_refused_is_not_waited_for(
 ) -> None:
     """As without share_for: when it is clear that nothing comes of it, its end need not be awaited."""
     exporter.play([send(sent), stall()])
-    reply = daemon.get(f"/small/metrics{query}", seconds(3)).expect_refusal(status, reason, "small")
-    assert reply.ended_after_seconds < 2.0
-    assert exporter.connections[-1].closed_by_peer.wait(1.0)
+    reply = daemon.get(f"/small/metrics{query}", seconds(10)).expect_refusal(status, reason, "small")
+    assert reply.took_seconds < 2.0
+    assert is_set_within(exporter.connections[-1].closed_by_peer, 5.0)
 
 
 # -- Slots
@@ -283,8 +285,8 @@ def test_sharers_waiting_for_a_slot_are_saturated_at_their_own_deadline(
     with Scrapers(daemon, "single") as scrapers:
         has_slot = scrapers.begin(f"/single/metrics{query}")
         exporter.wait_for_requests()
-        hurried = scrapers.begin(f"/single/metrics{query}&a=1", seconds(1))
-        sharer = scrapers.begin(f"/single/metrics{query}&a=1", seconds(1.2))
+        hurried = scrapers.begin(f"/single/metrics{query}&a=1", seconds(3))
+        sharer = scrapers.begin(f"/single/metrics{query}&a=1", seconds(3.4))
         patient = scrapers.begin(f"/single/metrics{query}&a=1")
         for wire in (hurried, sharer):
             wire.read_reply().expect_refusal(503, "saturated", "single")
@@ -357,5 +359,5 @@ def test_one_that_leaves_a_large_body_lets_the_exporter_go(
         wire = scrapers.begin(f"/{path}/metrics{query}")
         wire.read_head()
         wire.close()
-        assert exporter.connections[-1].closed_by_peer.wait(1.0)
+        assert is_set_within(exporter.connections[-1].closed_by_peer, 5.0)
     daemon.get(f"/{path}/metrics{query}").expect_ok(PAGE)

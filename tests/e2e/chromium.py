@@ -22,7 +22,7 @@ from tests.daemon import wait_until
 from tests.e2e.processes import listening_port, start_process
 
 PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 FLAGS = (
     "--headless=new",
     "--disable-gpu",

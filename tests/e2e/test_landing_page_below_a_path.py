@@ -18,7 +18,7 @@ from tests.e2e.processes import listening_port, start_process
 from tests.fakes.exporter import Connection, FakeExporter, head
 from tests.fakes.ports import refusing_port, reserved_port
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_files_commands_and_pushprox_below_a_prefix(chromium: Chromium, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_a_failed_scrape_tells_its_story() -> None:
                 "exporters": {
                     "refused": {"url": f"http://127.0.0.1:{port}/metrics"},
                     "silent": {"url": silent.url(), "timeout": "200ms"},
+                    "left": {"url": silent.url()},
                 },
                 "access_log": {"format": "json"},
             }
@@ -141,7 +142,7 @@ def test_a_failed_scrape_tells_its_story() -> None:
         daemon.get("/refused/metrics")
         daemon.get("/silent/metrics")
         with daemon.connect() as leaving:
-            leaving.send(request("/silent/metrics"))
+            leaving.send(request("/left/metrics"))
             silent.wait_for_requests(2)
         refused, timed_out, left = AccessLog(daemon, "json").wait_for(3)
     assert (refused["status"], refused["reason"], refused["backend"]) == (
@@ -228,7 +229,7 @@ def test_log_level_leaves_out_what_is_below_it(tmp_path: Path, level: str, messa
 
 
 def test_an_exporter_is_logged_when_its_state_changes_not_at_each_scrape() -> None:
-    with proxied(route={"timeout": "150ms"}) as (daemon, exporter):
+    with proxied(route={"timeout": "1s"}) as (daemon, exporter):
 
         def scrape(*statuses: int) -> None:
             assert [daemon.get("/x/metrics").status for _ in statuses] == list(statuses)
