@@ -17,6 +17,7 @@ import pytest
 from tests.blackbox.test_commands import LOOPS, children
 from tests.daemon import Daemon, wait_until
 from tests.fakes.exporter import PAGE, FakeExporter
+from tests.stalls import stalled_since
 from tests.tasks_limit import TasksLimit, tasks_limit
 
 TASKS = 64
@@ -46,7 +47,7 @@ def bombed(directory: Path, bomb: str, loop: str) -> Iterator[Site]:
             "exporters": {
                 "http": {"url": exporter.url()},
                 "good": {"command": script(directory, "good", "echo 'a 1'")},
-                "bomb": {"command": script(directory, "bomb", bomb), "timeout": "500ms"},
+                "bomb": {"command": script(directory, "bomb", bomb), "timeout": "2s"},
             }
         }
         environment = {"EXPORTER_PROXY_LOOP": loop}
@@ -62,16 +63,17 @@ def explode(site: Site) -> tuple[int, str]:
     daemon, limit = site
     with daemon.connect() as wire:
         wire.send(b"GET /bomb/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        wait_until(limit.was_reached, "the limit was reached", 5)
+        wait_until(limit.was_reached, "the limit was reached", 15)
         daemon.get("/http/metrics").expect_ok(PAGE)
         daemon.metric(ERRORS, exporter="bomb", reason="timeout")
         reply = wire.read_reply()
-    assert reply.ended_after_seconds < 2
+    assert reply.took_seconds < 10
     return reply.status, reply.body.decode()
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_fork_bomb_goes_with_its_group(tmp_path: Path, loop: str) -> None:
+    began = time.monotonic()
     with bombed(tmp_path, BOMB, loop) as site:
         daemon, limit = site
         before = limit.tasks, daemon.fd_count(), daemon.rss_bytes()
@@ -83,7 +85,7 @@ def test_a_fork_bomb_goes_with_its_group(tmp_path: Path, loop: str) -> None:
             daemon.get("/good/metrics").expect_ok(b"a 1\n")
         wait_until(lambda: daemon.fd_count() <= before[1], "no descriptor is left")
         assert daemon.rss_bytes() - before[2] < 4 * 2**20
-        assert daemon.metric("exporter_proxy_loop_lag_seconds") < 0.5
+        assert daemon.metric("exporter_proxy_loop_lag_seconds") < 0.5 + stalled_since(began)
         assert "config reloaded" in daemon.reload()
 
 
@@ -106,7 +108,7 @@ def test_what_leaves_the_group_is_held_by_the_limit(tmp_path: Path, loop: str) -
                     line
                 )
             daemon.get("/http/metrics").expect_ok(PAGE)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 5 + stalled_since(began)
         assert limit.tasks <= TASKS
         limit.end_all_but(daemon.process.pid)
         wait_until(lambda: limit.tasks <= before[0], "no task is left")

@@ -19,6 +19,7 @@ import pytest
 
 from tests.daemon import REPOSITORY, Daemon, wait_until
 from tests.fakes.exporter import EVENT_SECONDS
+from tests.stalls import stalled_since
 from tests.wire import Reply, Wire, request
 
 ERRORS = "exporter_proxy_scrape_errors_total"
@@ -215,13 +216,13 @@ def test_a_command_that_cannot_be_started(program: Callable[..., str], tmp_path:
 @pytest.mark.parametrize(
     ("text", "within_seconds"),
     [
-        ("echo $$ >> pids; exec sleep 300", 0.8),
-        ("echo $$ >> pids; echo 'a 1'; exec >&-; exec sleep 300", 0.8),
+        ("echo $$ >> pids; exec sleep 300", 1.5),
+        ("echo $$ >> pids; echo 'a 1'; exec >&-; exec sleep 300", 1.5),
         # Only SIGKILL ends these, a second after the answer.
-        ("trap '' TERM; echo $$ >> pids; while :; do sleep 300; done", 2.5),
-        ("trap '' TERM; (sleep 300 & echo $! >> pids; wait); sleep 300", 2.5),
-        ("for i in 1 2 3 4 5; do (sleep 300; :) & echo $! >> pids; done; wait", 0.8),
-        ("echo $$ >> pids; kill -STOP $$", 2.5),
+        ("trap '' TERM; echo $$ >> pids; while :; do sleep 300; done", 3.2),
+        ("trap '' TERM; (sleep 300 & echo $! >> pids; wait); sleep 300", 3.2),
+        ("for i in 1 2 3 4 5; do (sleep 300; :) & echo $! >> pids; done; wait", 1.5),
+        ("echo $$ >> pids; kill -STOP $$", 3.2),
     ],
     ids=["hangs", "closes its output", "ignores TERM", "grandchildren ignore TERM", "many", "stopped"],
 )
@@ -229,14 +230,14 @@ def test_what_hangs_is_ended_with_all_of_its_group(
     program: Callable[..., str], tmp_path: Path, text: str, within_seconds: float, loop: str
 ) -> None:
     with (
-        commanded(program(text), loop, timeout="300ms", working_dir=str(tmp_path)) as daemon,
+        commanded(program(text), loop, timeout="1s", working_dir=str(tmp_path)) as daemon,
         nothing_left(daemon, within_seconds + 1),
     ):
         began = time.monotonic()
         failed(daemon, "timeout", 504)
         pids = written_pids(tmp_path / "pids", 1)
         wait_until(lambda: not any(map(is_alive, pids)), "all are gone", within_seconds + 1)
-        assert time.monotonic() - began < within_seconds + 1.5
+        assert time.monotonic() - began < within_seconds + 1.5 + stalled_since(began)
 
 
 def test_the_next_run_waits_for_the_end_of_the_last_one(program: Callable[..., str], tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_what_a_command_leaves_in_the_background_goes_with_it(
     path = program("sleep 300 >/dev/null 2>&1 & echo $! >> pids; echo 'a 1'")
     with commanded(path, loop, working_dir=str(tmp_path)) as daemon, nothing_left(daemon):
         reply = daemon.get("/x/metrics").expect_ok(b"a 1\n")
-        assert reply.ended_after_seconds < 3
+        assert reply.took_seconds < 3
         wait_until(lambda: not any(map(is_alive, written_pids(tmp_path / "pids", 1))), "it is gone")
 
 
@@ -271,7 +272,7 @@ def test_a_child_that_leaves_the_group_and_holds_the_output_open(
     with commanded(path, loop, working_dir=str(tmp_path)) as daemon:
         with nothing_left(daemon):
             reply = daemon.get("/x/metrics").expect_ok(b"a 1\n")
-            assert 0.9 < reply.ended_after_seconds < 2
+            assert 0.9 < reply.ended_after_seconds < 2 + reply.stalled_seconds
         (pid,) = written_pids(tmp_path / "pids", 1)
         assert is_alive(pid)
         os.kill(pid, signal.SIGKILL)
@@ -279,7 +280,7 @@ def test_a_child_that_leaves_the_group_and_holds_the_output_open(
 
 def test_fifty_children_go_at_once(program: Callable[..., str], tmp_path: Path) -> None:
     path = program("for i in $(seq 50); do sleep 300 & echo $! >> pids; done; wait")
-    with commanded(path, timeout="1s", working_dir=str(tmp_path)) as daemon, nothing_left(daemon):
+    with commanded(path, timeout="4s", working_dir=str(tmp_path)) as daemon, nothing_left(daemon):
         failed(daemon, "timeout", 504)
         pids = written_pids(tmp_path / "pids", 50)
         wait_until(lambda: not any(map(is_alive, pids)), "all fifty are gone")
@@ -290,7 +291,8 @@ def test_what_prints_without_end_is_cut_within_bounds(program: Callable[..., str
     path = program(
         "echo $$ >> pids; yes 'endless_line_of_output{label=\"value\"} 123456789' | head -c 1000000000"
     )
-    entry: dict[str, Any] = {"max_response_bytes": "64MiB", "working_dir": str(tmp_path)}
+    entry: dict[str, Any] = {"max_response_bytes": "64MiB", "working_dir": str(tmp_path), "timeout": "60s"}
+    began = time.monotonic()
     with commanded(path, **entry) as daemon, nothing_left(daemon):
         before = daemon.rss_bytes()
         daemon.reset_peak_rss()
@@ -300,7 +302,7 @@ def test_what_prints_without_end_is_cut_within_bounds(program: Callable[..., str
         # What is shared in flight (8 MiB) is held, and copies of its pieces; not the 64 MiB.
         grown = (daemon.peak_rss_bytes() - before) / 2**20
         assert grown < 40, f"grew by {grown:.0f} MiB"
-        assert daemon.metric("exporter_proxy_loop_lag_seconds") < 0.3
+        assert daemon.metric("exporter_proxy_loop_lag_seconds") < 0.3 + stalled_since(began)
 
 
 def test_much_on_stderr_is_taken_and_forgotten(program: Callable[..., str]) -> None:
