@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,8 +31,11 @@ PATIENCE_SECONDS = 30.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
-def discover(directory: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
+Result = subprocess.CompletedProcess[str]
+
+
+def run(directory: Path, *arguments: str) -> Result:
+    return subprocess.run(
         [*MODULE, "discover", *arguments],
         cwd=directory,
         env=ENVIRONMENT,
@@ -39,20 +45,34 @@ def discover(directory: Path, *arguments: str, status: int = 0) -> subprocess.Co
         timeout=PATIENCE_SECONDS,
         check=False,
     )
+
+
+def discover(directory: Path, *arguments: str, status: int = 0) -> Result:
+    result = run(directory, *arguments)
     assert result.returncode == status, result.stderr
     return result
 
 
-def refused(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``discover`` that fails, but not because on a busy machine the exporter did not answer in time."""
-    results: list[subprocess.CompletedProcess[str]] = []
+def repeated(
+    directory: Path, *arguments: str, has_found: Callable[[Result], bool], status: int = 0
+) -> Result:
+    """``discover`` until it has found what there is: on a busy machine that may not answer in time."""
+    results: list[Result] = []
 
-    def has_found_one() -> bool:
-        results.append(discover(directory, *arguments, status=1))
-        return "no exporter was found" not in results[-1].stderr
+    def is_complete() -> bool:
+        results.append(run(directory, *arguments))
+        return has_found(results[-1])
 
-    wait_until(has_found_one, "the exporter was found", PATIENCE_SECONDS)
+    wait_until(is_complete, "the exporter was found", PATIENCE_SECONDS)
+    assert results[-1].returncode == status, results[-1].stderr
     return results[-1]
+
+
+def refused(directory: Path, *arguments: str) -> Result:
+    """``discover`` that fails, and not because it found nothing."""
+    return repeated(
+        directory, *arguments, has_found=lambda one: "no exporter was found" not in one.stderr, status=1
+    )
 
 
 def check(file: Path) -> None:
@@ -95,12 +115,16 @@ def test_eight_of_debians_exporters_are_all_named(tmp_path: Path) -> None:
 
 def test_a_configuration_and_a_table_of_the_same(tmp_path: Path) -> None:
     with Exporter("node_exporter") as exporter:
-        text = discover(tmp_path).stdout
+
+        def has_it(result: Result) -> bool:
+            return exporter.url() in result.stdout
+
+        text = repeated(tmp_path, has_found=has_it).stdout
         assert is_named(entries(text)[exporter.url("")], "node_exporter", exporter.url(""))
         config = tmp_path / "config.yml"
         config.write_text(text)
         check(config)
-        table = discover(tmp_path, "--format=table").stdout.splitlines()
+        table = repeated(tmp_path, "--format=table", has_found=has_it).stdout.splitlines()
         assert table[0].split() == ["NAME", "URL", "PID", "PROCESS"]
         row = next(line.split() for line in table if exporter.url() in line)
         assert row[2:] == [str(exporter.process.pid), "prometheus-node-exporter"]
@@ -134,9 +158,15 @@ for flags in ([], ["--all"]):
 def test_all_asks_also_where_no_exporter_is_to_be_expected(tmp_path: Path) -> None:
     skip_without_own_network()
     command = alone(sys.executable, "-c", ALONE)
-    printed = subprocess.check_output(command, cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_SECONDS)
-    usual, every = (json.loads(line) for line in printed.splitlines())
-    assert usual[1:] == [[], []]
+    every: list[Any] = []
+
+    def has_found_one() -> bool:
+        printed = subprocess.check_output(command, cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_SECONDS)
+        usual, every[:] = (json.loads(line) for line in printed.splitlines())
+        assert usual[1:] == [[], []]
+        return bool(every[1])
+
+    wait_until(has_found_one, "it was found", PATIENCE_SECONDS)
     port, found, asked = every
     assert [(one["name"], one["url"]) for one in found] == [
         (f"port_{port}", f"http://127.0.0.1:{port}/metrics")
@@ -173,26 +203,38 @@ def test_on_a_host_without_exporters_it_says_so_and_what_to_try(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_terminal_shows_progress_on_one_line_and_then_nothing_of_it(tmp_path: Path) -> None:
+def discover_on_a_terminal(directory: Path) -> tuple[bytes, bytes]:
+    """What it shows there, and what it prints."""
     ours, theirs = pty.openpty()
-    with Exporter("node_exporter"):
-        process = subprocess.Popen(
-            [*MODULE, "discover"],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-        )
-        os.close(theirs)
-        shown = b""
-        try:
-            while data := os.read(ours, 65536):
-                shown += data
-        except OSError:
-            pass  # EIO: the other end is closed
-        printed = process.communicate(timeout=PATIENCE_SECONDS)[0]
+    process = subprocess.Popen(
+        [*MODULE, "discover"],
+        cwd=directory,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while data := os.read(ours, 65536):
+            shown += data
+    except OSError:
+        pass  # EIO: the other end is closed
     os.close(ours)
+    return shown, process.communicate(timeout=PATIENCE_SECONDS)[0]
+
+
+def test_a_terminal_shows_progress_on_one_line_and_then_nothing_of_it(tmp_path: Path) -> None:
+    said: list[tuple[bytes, bytes]] = []
+
+    def all_were_asked() -> bool:
+        said.append(discover_on_a_terminal(tmp_path))
+        return re.search(rb"asked (\d+) of \1 sockets\r\x1b\[K$", said[-1][0]) is not None
+
+    with Exporter("node_exporter"):
+        wait_until(all_were_asked, "all sockets were asked in time", PATIENCE_SECONDS)
+    shown, printed = said[-1]
     lines = shown.split(b"\r\x1b[K")
     assert b"\n" not in shown
     assert lines[0] == lines[-1] == b""
@@ -223,7 +265,14 @@ def test_write_adds_what_is_new_and_keeps_the_rest(tmp_path: Path) -> None:
         text = COMMENTED.format(kept=exporter.url("/elsewhere"))
         config.write_text(text)
         config.chmod(0o640)
-        result = discover(tmp_path, "--write=link.yml")
+
+        def has_added_it(_: Result) -> bool:
+            if new.url() in config.read_text():
+                return True
+            config.write_text(text)
+            return False
+
+        result = repeated(tmp_path, "--write=link.yml", has_found=has_added_it)
         written = config.read_text()
         # The name is another one's, so this one carries its port.
         name = f"redis_exporter_{new.url('').rpartition(':')[2]}"
@@ -239,7 +288,7 @@ def test_write_adds_what_is_new_and_keeps_the_rest(tmp_path: Path) -> None:
         assert config.stat().st_mode & 0o7777 == 0o640
         check(config)
         # Once more, and both are known.
-        discover(tmp_path, "--write=config.yml")
+        repeated(tmp_path, "--write=config.yml", has_found=lambda one: one.returncode == 0)
         assert config.read_text().startswith(written[: -len(end)])
         assert list(entries(config.read_text())).count(new.url("")) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yml", "link.yml"]
@@ -247,10 +296,18 @@ def test_write_adds_what_is_new_and_keeps_the_rest(tmp_path: Path) -> None:
 
 def test_write_creates_a_file_that_is_not_there(tmp_path: Path) -> None:
     with Exporter("node_exporter") as exporter:
-        result = discover(tmp_path, "--write=new.yml", "--format=json")
+        new = tmp_path / "new.yml"
+
+        def has_it(result: Result) -> bool:
+            if exporter.url() in result.stdout:
+                return True
+            new.unlink(missing_ok=True)
+            return False
+
+        result = repeated(tmp_path, "--write=new.yml", "--format=json", has_found=has_it)
         assert result.stderr.startswith("new.yml: created with ")
         assert exporter.url() in [one["url"] for one in json.loads(result.stdout)]
-    assert exporter.url("") in entries((tmp_path / "new.yml").read_text())
+    assert exporter.url("") in entries(new.read_text())
     check(tmp_path / "new.yml")
 
 
