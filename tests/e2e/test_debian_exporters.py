@@ -29,9 +29,13 @@ from tests.e2e.processes import Prometheus
 from tests.fakes.exporter import FakeExporter, respond
 from tests.testdata.exposition.jmx import JMX_PAGES
 
-pytestmark = [pytest.mark.needs_prometheus, pytest.mark.xdist_group("debian_exporters")]
+pytestmark = [
+    pytest.mark.needs_prometheus,
+    pytest.mark.xdist_group("debian_exporters"),
+    pytest.mark.timeout(300),
+]
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 POLL_SECONDS = 0.25
 SCRAPE_INTERVAL = "6s"
 """Some exporters answer one scrape at a time and take a second for it, and there are four scrapers."""

@@ -95,17 +95,25 @@ def test_a_real_prometheus_over_mutual_tls(tmp_path: Path) -> None:
             for name, (config, _) in jobs.items()
         ]
         with Prometheus(scrape_configs, scrape_interval="1s", scrape_timeout="1s") as prometheus:
+            wrong: list[object] = []
 
             def are_judged() -> bool:
-                return len(up := prometheus.query("up")) == len(jobs) and all(up)
+                up = {one["metric"]["job"]: float(one["value"][1]) for one in prometheus.query("up")}
+                shown = {one["labels"]["job"]: one["lastError"] for one in prometheus.targets()}
+                wrong[:] = [
+                    (name, up.get(name), shown.get(name))
+                    for name, (_, error) in jobs.items()
+                    if name not in shown
+                    or up.get(name) != float(error is None)
+                    or (error or "") not in shown[name]
+                    or bool(shown[name]) != (error is not None)
+                ]
+                return not wrong
 
-            wait_until(are_judged, "each job was scraped", PATIENCE_SECONDS)
-            up = {one["metric"]["job"]: float(one["value"][1]) for one in prometheus.query("up")}
-            assert up == {name: float(error is None) for name, (_, error) in jobs.items()}
-            shown = {one["labels"]["job"]: one["lastError"] for one in prometheus.targets()}
-            for name, (_, error) in jobs.items():
-                assert (error or "") in shown[name], (name, shown[name])
-                assert bool(shown[name]) == (error is not None), (name, shown[name])
+            try:
+                wait_until(are_judged, "each job was judged", PATIENCE_SECONDS)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {wrong}") from None
         told = " ".join(fields["error"] for fields in daemon.logged("TLS handshake failed"))
         assert told, "the first failed handshake has a line"
         context = ssl.create_default_context(cafile=trust["ca_file"])

@@ -197,10 +197,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_every_exporter_is_up_and_nothing_of_the_vm_can_be_reached(site: Site) -> None:
-    wait_until(lambda: site.up() == sorted(JOBS), "all were up", START_SECONDS)
-    found = {one["metric"]["job"]: one["value"][1] for one in site.ask("query", query="up")["result"]}
-    assert found == dict.fromkeys(JOBS, "1")
-    assert site.ask("query", query="node_exporter_build_info{job='mapped'}")["result"]
+
+    def result_of(query: str) -> list[Any]:
+        return list((site.ask("query", query=query) or {"result": []})["result"])
+
+    def has_all_in() -> bool:
+        found = {one["metric"]["job"]: one["value"][1] for one in result_of("up")}
+        is_mapped = bool(result_of("node_exporter_build_info{job='mapped'}"))
+        return is_mapped and site.up() == sorted(JOBS) and found == dict.fromkeys(JOBS, "1")
+
+    wait_until(has_all_in, "all were up", START_SECONDS)
     for address in (VM, PUBLIC_GATEWAY):
         for port in (9099, *EXPORTERS.values()):
             assert "curl: (7)" in site.curl(f"http://{address}:{port}/metrics"), "it is behind a NAT"
@@ -236,16 +242,23 @@ def test_after_a_restart_of_the_proxy_all_is_up_again_in_time(site: Site) -> Non
     wait_until(lambda: site.up(restarted) == sorted(JOBS), "all were up again", RECOVERY_SECONDS)
 
 
+@pytest.mark.timeout(300)
 def test_connections_that_the_router_forgets_are_made_anew(site: Site) -> None:
     """It drops what belongs to them from now on, and tells neither side."""
     wait_until(lambda: site.up() == sorted(JOBS), "all were up", START_SECONDS)
-    rows = command(*inside(site.vm, "cat", "/proc/net/tcp")).splitlines()[1:]
     remote = f":{site.proxy.port:04X}"
-    ports = {str(int(row.split()[1].split(":")[1], 16)) for row in rows if row.split()[2].endswith(remote)}
-    assert ports
-    for port in ports:
-        rule = f"add rule ip filter through meta l4proto tcp ct original proto-src {port} drop"
-        command(*inside(site.nat, "nft", rule))
+    dropped: set[str] = set()
+
+    def are_lost() -> bool:
+        """Connections are made all the time: those that came since are forgotten, too."""
+        rows = [row.split() for row in command(*inside(site.vm, "cat", "/proc/net/tcp")).splitlines()[1:]]
+        ports = {str(int(row[1].split(":")[1], 16)) for row in rows if row[2].endswith(remote)}
+        for port in ports - dropped:
+            rule = f"add rule ip filter through meta l4proto tcp ct original proto-src {port} drop"
+            command(*inside(site.nat, "nft", rule))
+        dropped.update(ports)
+        return not site.up()
+
+    wait_until(are_lost, "scrapes are lost", 20)
     forgotten = time.time()
-    wait_until(lambda: site.up(forgotten) != sorted(JOBS) and not site.up(forgotten), "scrapes are lost", 20)
     wait_until(lambda: site.up(forgotten) == sorted(JOBS), "all were up again", FORGOTTEN_SECONDS)
