@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -33,6 +34,8 @@ STARTED: list[Daemon] = []
 """Every daemon of this run whose log may still explain a failing test; conftest.py keeps it short."""
 
 LOGFMT_PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+RELOAD_OUTCOME = re.compile(r'\bts\W+(\S+)Z\b.*"config (?:not )?reloaded')
+"""When, and that it is over."""
 
 
 class DaemonFailed(Exception):
@@ -228,16 +231,19 @@ class Daemon:
         wait_until(lambda: self.metric(name, **labels) == value, f"{name}{labels} became {value}")
 
     def reload(self) -> str:
-        """SIGHUP; returns the log line that says how it went."""
+        """SIGHUP; returns the log line that says how it went, or the first of them.
+
+        A file with several mistakes has a line for each, which may arrive when the next reload has begun.
+        """
         seen = len(self.log_lines)
+        began = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         self.process.send_signal(signal.SIGHUP)
 
         def outcome() -> list[str]:
-            return [
-                line for line in self.log_lines[seen:] if '"config reloaded"' in line or "level=error" in line
-            ]
+            lines = [RELOAD_OUTCOME.search(line) for line in self.log_lines[seen:]]
+            return [found.string for found in lines if found and found[1] >= began]
 
-        self._wait(lambda: bool(outcome()), 5.0, "it said nothing about a reload")
+        self._wait(lambda: bool(outcome()), EVENT_SECONDS, "it said nothing about a reload")
         return outcome()[0]
 
     def stop(self, signal_number: int = signal.SIGTERM, timeout_seconds: float = 15.0) -> int:
