@@ -300,6 +300,12 @@ class Daemon:
     def reset_peak_rss(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
+    def cpu_seconds(self) -> float:
+        """What it has used so far, all of its threads together."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks_per_second = 100  # USER_HZ, whatever the kernel's own
+        return (int(fields[11]) + int(fields[12])) / ticks_per_second
+
     def _memory_bytes(self, field: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)

@@ -13,12 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import pytest
 import yaml
 
 from tests.daemon import REPOSITORY, Daemon, proxied, wait_until
 from tests.fakes.exporter import PAGE, FakeExporter
 from tests.fakes.hashing import hash_of
+from tests.stalls import stalled_since
 from tests.wire import Reply, request
 
 BASIC = 'Basic realm="exporter_proxy"'
@@ -316,7 +318,7 @@ def test_a_flood_of_wrong_passwords_holds_up_neither_known_scrapers_nor_probes(p
             daemon.get("/x/metrics", known).expect_ok()
             daemon.get("/x/metrics", RIGHT).expect_ok()
             daemon.get("/-/ready").expect_ok()
-            assert time.monotonic() - started < 2.0
+            assert time.monotonic() - started < 2.0 + stalled_since(started)
         assert not flood[90].readable_within(0), "the flood was over too soon to show anything"
         replies = [wire.read_reply() for wire in flood]
     statuses = {reply.status for reply in replies}
@@ -329,13 +331,17 @@ def test_a_flood_of_wrong_passwords_holds_up_neither_known_scrapers_nor_probes(p
 
 
 def test_many_identical_logins_at_once_all_get_in(tmp_path: Path) -> None:
-    """As when two Prometheus servers start to scrape some thirty jobs; hashed each, it were 6 s."""
-    web = write_web(tmp_path, basic_auth_users={"ann": hash_of(b"of ann", 12)})
+    """As when two Prometheus servers start to scrape some thirty jobs: not each is hashed."""
+    hashed = hash_of(b"of ann", 12)
+    began = time.thread_time()
+    bcrypt.checkpw(b"of ann", hashed.encode())
+    one_seconds = time.thread_time() - began
+    web = write_web(tmp_path, basic_auth_users={"ann": hashed})
     with proxied(web_config_file=web) as (daemon, _), ThreadPoolExecutor(30) as pool:
-        started = time.monotonic()
+        before = daemon.cpu_seconds()
         replies = list(pool.map(lambda _: daemon.get("/x/metrics", basic("ann", "of ann")), range(30)))
         assert [reply.status for reply in replies] == [200] * 30
-        assert time.monotonic() - started < 4
+        assert daemon.cpu_seconds() - before < 8 * one_seconds
 
 
 def test_reload_with_other_users_forgets_who_was_let_in(tmp_path: Path) -> None:
