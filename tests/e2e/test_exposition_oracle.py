@@ -52,9 +52,13 @@ from tests.testdata.exposition.pages import (
 )
 from tests.testdata.exposition.protobuf import PROTOBUF_PAGES
 
-pytestmark = [pytest.mark.needs_prometheus, pytest.mark.xdist_group("exposition")]
+pytestmark = [
+    pytest.mark.needs_prometheus,
+    pytest.mark.xdist_group("exposition"),
+    pytest.mark.timeout(300),
+]
 
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 120.0
 POLL_SECONDS = 0.25
 """The answer has some hundred KiB: asking all the time would slow the scrapes down."""
 GENERATED_PAGES = 250
