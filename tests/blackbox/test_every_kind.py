@@ -20,7 +20,7 @@ import yaml
 from exporter_proxy.discover import FoundExporter
 from exporter_proxy.discover_once import write
 from tests.blackbox.test_secrets import run_command
-from tests.daemon import Daemon, parse_logfmt
+from tests.daemon import Daemon, parse_logfmt, wait_until
 from tests.fakes.exporter import FakeExporter, respond
 
 PAGE = b"# TYPE a gauge\na 1\n"
@@ -208,7 +208,11 @@ def test_the_access_log(site: Site, name: str) -> None:
 
 @KINDS
 def test_the_daemons_log(site: Site, name: str) -> None:
-    (line,) = (line for line in site.daemon.logged("exporter failing") if line["exporter"] == name)
+    def lines() -> list[dict[str, str]]:
+        return [line for line in site.daemon.logged("exporter failing") if line["exporter"] == name]
+
+    wait_until(lambda: bool(lines()), "it was told")
+    (line,) = lines()
     assert (line["level"], line["reason"]) == ("warn", REASONS[name])
     assert line["error"]
 
