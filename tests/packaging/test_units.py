@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from exporter_proxy.cli import DEFAULT_CONFIG_FILES
+from tests.daemon import REPOSITORY
 from tests.packaging.artefacts import PACKAGING, needs
 
 UNITS = PACKAGING / "systemd"
 SERVICE = UNITS / "exporter_proxy.service"
+ROLE = REPOSITORY / "ansible/roles/exporter_proxy"
 SOCKET_DROP_IN = Path("exporter_proxy.service.d/10-socket.conf")
 PUSHPROX_DROP_IN = Path("exporter_proxy.service.d/20-pushprox.conf")
 COMMAND_DROP_IN = Path("exporter_proxy.service.d/30-command.conf")
@@ -89,6 +91,24 @@ def test_the_network_is_closed_only_where_systemd_holds_the_port() -> None:
     assert [value for name, value in drop_in if name == "IPAddressDeny"] == ["any"]
     assert [value for name, value in drop_in if name == "IPAddressAllow"] == ["localhost"]
     assert ("Requires", "exporter_proxy.socket") in drop_in
+
+
+def test_the_socket_does_not_wait_for_its_address(installed: Path) -> None:
+    """Drop-ins as Ansible's role and README write them change the address and nothing else."""
+    socket = UNITS / "exporter_proxy.socket"
+    assert ("FreeBind", "yes") in directives(socket)
+    assert {name for name, _ in directives(ROLE / "templates/socket.conf.j2")} == {"ListenStream"}
+
+    drop_in = installed / "exporter_proxy.socket.d/50.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Socket]\nListenStream=\nListenStream=192.0.2.7:9099\n")
+    result = subprocess.run(
+        [needs("systemd-analyze"), "verify", "--man=no", installed / socket.name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
 def test_the_pushprox_drop_in_opens_addresses_and_nothing_else() -> None:
