@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 NAME = "exporter_proxy"
 """Marks every rule as ours, in the form of comment that the firewall has."""
-Network = IPv4Network | IPv6Network
+# With `|` it would need Python 3.10, and this runs on the host's: RHEL 9 has 3.9.
+Network = Union[IPv4Network, IPv6Network]  # noqa: UP007
 
 
 def address(network: Network) -> str:
