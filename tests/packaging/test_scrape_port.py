@@ -62,3 +62,10 @@ def test_it_runs_on_an_old_python(host: FirewallHost) -> None:
     opened, added = host.run(OPEN, "cat /etc/ufw.added", python=oldest_python())
     assert (opened["changed"], opened["backend"]) == (True, "ufw")
     assert added == UFW_RULE
+
+
+def test_it_understands_ufw_in_any_language(host: FirewallHost) -> None:
+    host.turn_ufw_on()
+    opened, again, added = host.run(OPEN, OPEN, "cat /etc/ufw.added", language="es_ES.UTF-8")
+    assert (opened["changed"], opened["backend"]) == (True, "ufw")
+    assert (again["changed"], added) == (False, UFW_RULE)

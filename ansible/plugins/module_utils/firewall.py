@@ -10,6 +10,8 @@ NAME = "exporter_proxy"
 """Marks every rule as ours, in the form of comment that the firewall has."""
 # With `|` it would need Python 3.10, and this runs on the host's: RHEL 9 has 3.9.
 Network = Union[IPv4Network, IPv6Network]  # noqa: UP007
+# What is printed is read here, and ufw, for one, prints it in the host's language.
+UNTRANSLATED = {"LC_ALL": "C", "LANGUAGE": "C"}
 
 
 def address(network: Network) -> str:
@@ -30,25 +32,31 @@ class Host:
 
     def ask(self, *command: str) -> str:
         """What a command prints that changes nothing. Ends the module where it fails."""
-        status, stdout, stderr = self.module.run_command(list(command))
+        status, stdout, stderr = self._run(command)
         if status:
             self.module.fail_json(msg=f"{' '.join(command)}: {stderr.strip() or stdout.strip()}")
         return str(stdout)
 
     def succeeds(self, *command: str) -> bool:
         """Whether a command that changes nothing does not fail."""
-        return bool(self.module.run_command(list(command))[0] == 0)
+        return self._run(command)[0] == 0
 
     def change(self, *command: str, stdin: str | None = None) -> None:
         """Run a command that changes the host, unless in check mode."""
         self.changes.append(" ".join(command) + (f"\n{stdin}" if stdin else ""))
         if self.module.check_mode:
             return
-        status, stdout, stderr = self.module.run_command(list(command), data=stdin)
+        status, stdout, stderr = self._run(command, stdin)
         if status:
             self.module.fail_json(
                 msg=f"{' '.join(command)}: {stderr.strip() or stdout.strip()}\n{stdin or ''}"
             )
+
+    def _run(self, command: tuple[str, ...], stdin: str | None = None) -> tuple[int, str, str]:
+        ran: tuple[int, str, str] = self.module.run_command(
+            list(command), data=stdin, environ_update=UNTRANSLATED
+        )
+        return ran
 
     def read(self, path: str) -> str:
         """The text of a file; empty where there is none."""
