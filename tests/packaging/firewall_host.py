@@ -29,7 +29,7 @@ cd {etc}
 case $1 in
     is-enabled) test -e "enabled/$2" ;;
     enable) : >"enabled/$2" ;;
-    disable) rm "enabled/$2" ;;
+    disable) rm "enabled/$3" ;;
 esac
 """
 UFW = """\
@@ -55,8 +55,9 @@ class FirewallHost:
         skip_without_own_network()
         self.etc = directory / "etc"
         self.bin = directory / "bin"
+        self.printed = directory / "printed"
         self.imports = directory / "imports"
-        for made in (self.etc / "enabled", self.bin, self.imports / "ansible/module_utils"):
+        for made in (self.etc / "enabled", self.bin, self.printed, self.imports / "ansible/module_utils"):
             made.mkdir(parents=True)
         shutil.copyfile(BASIC, self.imports / "ansible/module_utils/basic.py")
         (self.imports / "ansible_collections/exporter_proxy").mkdir(parents=True)
@@ -91,7 +92,7 @@ class FirewallHost:
         script = f'mount --bind "{self.etc}" /etc\nset -e\n'
         for number, step in enumerate(steps):
             line = step if isinstance(step, str) else f"$0 -B $1 {shlex.quote(json.dumps(step))}"
-            script += f"{{ {line}\n}} >{self.etc}/step.{number}\n"
+            script += f"{{ {line}\n}} >{self.printed}/{number}\n"
         module = COLLECTION / "plugins/modules/scrape_port.py"
         done = subprocess.run(
             [*IN_OWN_ROOT, "/bin/sh", "-c", script, python, str(module)],
@@ -106,7 +107,7 @@ class FirewallHost:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        printed = [(self.etc / f"step.{number}").read_text() for number in range(len(steps))]
+        printed = [(self.printed / str(number)).read_text() for number in range(len(steps))]
         return [
             text if isinstance(step, str) else json.loads(text)
             for step, text in zip(steps, printed, strict=True)

@@ -28,7 +28,12 @@ class Host:
 
     def has(self, program: str) -> bool:
         """Whether ``program`` is installed."""
-        return self.module.get_bin_path(program) is not None
+        return self.path(program) is not None
+
+    def path(self, program: str) -> str | None:
+        """Where ``program`` is."""
+        path: str | None = self.module.get_bin_path(program)
+        return path
 
     def ask(self, *command: str) -> str:
         """What a command prints that changes nothing. Ends the module where it fails."""

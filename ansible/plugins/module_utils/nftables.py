@@ -2,9 +2,12 @@
 
 An ``accept`` is only the end of its own chain, and any other chain may still drop the packet; a ``drop`` is
 final. So strangers are dropped in a table of our own, and scrapers are accepted at the head of every chain
-that drops what it does not know. All of it goes into one file that the system's nftables.conf includes, and
-is loaded from there at boot; what runs is changed by one transaction and never flushed, since others (Docker,
-fail2ban) keep their tables there, too.
+that drops what it does not know. What runs is changed by one transaction and never flushed, since others
+(iptables, Docker, fail2ban) keep their tables there, too.
+
+All of it goes into one file as well, for the next boot. Where nftables.service is on, nftables.conf includes
+that file. Where it is off, it stays off: nftables.conf begins with a flush, of what others have loaded, too.
+There a unit of our own loads the file, after them.
 """
 
 from __future__ import annotations
@@ -25,10 +28,30 @@ RULES_FILE = "/etc/nftables.d/exporter_proxy.nft"
 INCLUDE = f'include "{RULES_FILE}"\n'
 # What nftables.service loads at boot: Red Hat's place, then Debian's.
 CONFIGURATIONS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
-ENABLED_BY_US = "# nftables.service was switched on for this.\n"
+UNIT = f"{NAME}-firewall.service"
+UNIT_FILE = f"/etc/systemd/system/{UNIT}"
+UNIT_TEXT = """\
+# Written by Ansible: changes here are lost.
+[Unit]
+Description=rules of nftables for the port of exporter_proxy
+# Whoever loads rules comes first: iptables-restore, for one, empties the chains that some of ours are in.
+After=network-pre.target nftables.service iptables.service ip6tables.service netfilter-persistent.service
+After=ufw.service firewalld.service
+Before=exporter_proxy.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={nft} -f {rules}
+
+[Install]
+WantedBy=multi-user.target
+"""
 FAMILIES = ("inet", "ip", "ip6")
 Chain = tuple[str, str, str]
 """Family, table and name."""
+Bases = dict[Chain, str]
+"""Base chains, each with where it is hooked in, in nft's spelling."""
 ENDS_IN_REFUSAL = ("drop", "reject")
 
 
@@ -70,37 +93,49 @@ class Nftables:
         return next((path for path in CONFIGURATIONS if self.host.read(path)), CONFIGURATIONS[-1])
 
     def _remember(self, rules: list[str]) -> None:
-        is_enabled = self.host.succeeds("systemctl", "is-enabled", "nftables.service")
-        note = ENABLED_BY_US if not is_enabled or ENABLED_BY_US in self.host.read(RULES_FILE) else ""
-        text = "# Written by Ansible; included by nftables.conf.\n" + note + "\n".join(rules) + "\n"
-        self.host.write(RULES_FILE, text)
+        self.host.write(RULES_FILE, "# Written by Ansible; loaded at boot.\n" + "\n".join(rules) + "\n")
+        if not self.host.succeeds("systemctl", "is-enabled", "nftables.service"):
+            self._exclude()
+            self._enable_unit()
+            return
+        self._remove_unit()
         configuration = self._configuration()
         main = self.host.read(configuration)
         if INCLUDE not in main:
             start = main or "#!/usr/sbin/nft -f\nflush ruleset\n"
             self.host.write(configuration, start + ("" if start.endswith("\n") else "\n") + INCLUDE)
-        if not is_enabled:
-            # Not started: that would flush what runs. It is for the next boot.
-            self.host.change("systemctl", "enable", "nftables.service")
 
     def _forget(self) -> None:
-        switch_off = ENABLED_BY_US in self.host.read(RULES_FILE)
-        configuration = self._configuration()
-        self.host.write(configuration, self.host.read(configuration).replace(INCLUDE, ""))
+        self._exclude()
+        self._remove_unit()
         self.host.write(RULES_FILE, "")
         self.host.remove_if_empty(str(Path(RULES_FILE).parent))
-        if switch_off:
-            self.host.change("systemctl", "disable", "nftables.service")
+
+    def _exclude(self) -> None:
+        configuration = self._configuration()
+        self.host.write(configuration, self.host.read(configuration).replace(INCLUDE, ""))
+
+    def _enable_unit(self) -> None:
+        text = UNIT_TEXT.format(nft=self.host.path("nft"), rules=RULES_FILE)
+        if self.host.read(UNIT_FILE) != text or not self.host.succeeds("systemctl", "is-enabled", UNIT):
+            self.host.write(UNIT_FILE, text)
+            # Not started: the rules are there. It is for the next boot.
+            self.host.change("systemctl", "enable", UNIT)
+
+    def _remove_unit(self) -> None:
+        if self.host.read(UNIT_FILE):
+            self.host.change("systemctl", "disable", "--now", UNIT)
+            self.host.write(UNIT_FILE, "")
 
 
-def _refusing_chains(objects: list[dict[str, Any]]) -> list[Chain]:
-    """(family, table, chain) of those of others that see incoming packets and drop what they do not know."""
+def _refusing_chains(objects: list[dict[str, Any]]) -> Bases:
+    """Those of others that see incoming packets and drop what they do not know."""
     last_rule: dict[Chain, list[dict[str, Any]]] = {}
     for each in objects:
         rule = each.get("rule")
         if rule:
             last_rule[rule["family"], rule["table"], rule["chain"]] = rule["expr"]
-    found = []
+    found = {}
     for each in objects:
         chain = each.get("chain", {})
         if chain.get("hook") != "input" or chain.get("type") != "filter" or chain["family"] not in FAMILIES:
@@ -111,8 +146,8 @@ def _refusing_chains(objects: list[dict[str, Any]]) -> list[Chain]:
             verdict in part for part in last for verdict in ENDS_IN_REFUSAL
         )
         if chain["table"] != NAME and (chain.get("policy") == "drop" or refuses_rest):
-            found.append(key)
-    return sorted(found)
+            found[key] = f"type filter hook input priority {chain['prio']};"
+    return dict(sorted(found.items()))
 
 
 def _by_version(sources: list[Network]) -> dict[str, str]:
@@ -149,12 +184,14 @@ def _own_table(port: int, sources: list[Network], mark: str) -> list[str]:
     ]
 
 
-def _accept_rules(chains: list[Chain], port: int, sources: list[Network], mark: str) -> list[str]:
+def _accept_rules(chains: Bases, port: int, sources: list[Network], mark: str) -> list[str]:
     """Rules at the head of others' chains."""
     rules: list[str] = []
-    for family, table, chain in chains:
-        # At boot the chain may not be there any more: that must not keep the rest from being loaded.
-        rules += [f"add table {family} {table}", f"add chain {family} {table} {chain}"]
+    for (family, table, chain), base in chains.items():
+        # At boot the chain may not be there, or not yet: that must not keep the rest from being loaded. It is
+        # made the base chain that it is, or those who load it later would fail, and leave the host open. No
+        # policy is set: where the chain is there already, it keeps its own.
+        rules += [f"add table {family} {table}", f"add chain {family} {table} {chain} {{ {base} }}"]
         rules += [
             f"insert rule {family} {table} {chain} {protocol} saddr {addresses} tcp dport {port} accept"
             f' comment "{mark}"'
