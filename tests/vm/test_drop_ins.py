@@ -131,6 +131,17 @@ def test_both_are_written_where_they_are_needed(
     assert machine.play(opened).recap.changed == 0
 
 
+def test_an_exporter_on_an_address_of_the_host_itself(machine: Machine, opened: dict[str, Any]) -> None:
+    """It is no loopback address, and the unit lets the daemon out to it by a drop-in only."""
+    own = {"url": f"http://{machine.guest.address}:9100/metrics"}
+    exporters = {**opened["exporter_proxy_exporters"], "own": own}
+    assert machine.play({**opened, "exporter_proxy_exporters": exporters}).status == 0
+    assert machine.guest.address in shown(machine, "IPAddressAllow")["IPAddressAllow"]
+    assert A_METRIC["node_exporter"] in machine.scrape("/own/metrics")
+    assert machine.play(opened).status == 0
+    assert machine.guest.address not in shown(machine, "IPAddressAllow")["IPAddressAllow"]
+
+
 def test_a_command_runs_in_the_hardened_unit(machine: Machine) -> None:
     page = machine.scrape("/raid/metrics")
     assert "raid_load1 " in page
