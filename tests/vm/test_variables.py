@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.play import environment, tool
+from tests.vm.play import COLLECTION, environment, tool
 
 ROLE = "exporter_proxy.fleet.exporter_proxy"
 PROMETHEUS = {"exporter_proxy_version": "1.0.0", "exporter_proxy_prometheus_addresses": ["192.0.2.5"]}
@@ -41,6 +41,56 @@ def play(directory: Path, variables: dict[str, Any], tasks: list[dict[str, Any]]
 
 def role(tasks_from: str) -> dict[str, Any]:
     return {"ansible.builtin.import_role": {"name": ROLE, "tasks_from": tasks_from}}
+
+
+def rendered(template: str) -> dict[str, Any]:
+    found = f"{COLLECTION}/roles/exporter_proxy/templates/{template}"
+    return {"ansible.builtin.debug": {"msg": f"{{{{ lookup('ansible.builtin.template', '{found}') }}}}"}}
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [
+        ("0.0.0.0", "0.0.0.0:9099"),
+        ("10.9.9.9", "10.9.9.9:9099"),
+        ("::", "[::]:9099"),
+        ("[2001:DB8::9]", "[2001:db8::9]:9099"),
+    ],
+)
+def test_an_address_to_listen_on_is_as_systemd_reads_it(tmp_path: Path, address: str, endpoint: str) -> None:
+    status, said = play(
+        tmp_path,
+        {**PROMETHEUS, "exporter_proxy_listen_address": address},
+        [role("preflight.yml"), rendered("socket.conf.j2")],
+    )
+    assert status == 0
+    assert f"ListenStream={endpoint}\\n" in said
+    (tmp_path / "exporter_proxy.socket").write_text(
+        f"[Socket]\nListenStream={endpoint}\nService=dbus.service\n"
+    )
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "exporter_proxy.socket"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Failed to parse" not in verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        *((address, 9099) for address in ("*", "", "localhost", "10.0.0.256", "10.0.0", ":::", "1:2:3")),
+        ("0.0.0.0", 65536),
+    ],
+)
+def test_what_cannot_be_listened_on_is_an_error_before_anything_changes(
+    tmp_path: Path, address: str, port: int
+) -> None:
+    variables = {"exporter_proxy_listen_address": address, "exporter_proxy_port": port}
+    status, said = play(tmp_path, {**PROMETHEUS, **variables}, [role("preflight.yml")])
+    assert status != 0
+    assert f"{address} and {port} cannot be listened on".strip() in said
 
 
 @pytest.mark.parametrize("as_found", [False, True], ids=["listed", "found"])
