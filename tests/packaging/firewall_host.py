@@ -1,7 +1,7 @@
 """A host to play Ansible's module ``scrape_port`` on: its own network with nft's rules, and its own /etc.
 
-nft is the real one. ufw and systemctl are stand-ins that keep what they are told in files. ufw is there only
-where a test puts it, and speaks Spanish unless it is asked for C.
+nft is the real one. ufw, firewalld and systemctl are stand-ins that keep what they are told in files. The
+first two are there only where a test puts them, and ufw speaks Spanish unless it is asked for C.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ case $* in
     delete*) shift; grep -v "^ufw $* comment" ufw.added >ufw.left; mv ufw.left ufw.added ;;
 esac
 """
+# firewalld, which does not run.
+FIREWALL_CMD = """\
+#!/bin/sh
+echo "not running"
+exit 252
+"""
 
 
 class FirewallHost:
@@ -74,6 +80,9 @@ class FirewallHost:
         self.stand_in("ufw", UFW)
         (self.etc / "ufw.on").touch()
         (self.etc / "ufw.added").touch()
+
+    def stop_firewalld(self) -> None:
+        self.stand_in("firewall-cmd", FIREWALL_CMD)
 
     def enable(self, unit: str) -> None:
         (self.etc / "enabled" / unit).touch()

@@ -165,3 +165,39 @@ def test_nothing_is_left_of_it(host: FirewallHost, with_service: bool) -> None:
     files = [path for path in host.etc.rglob("*") if path.is_file()]
     assert not [path for path in files if "exporter_proxy" in path.name + path.read_text()]
     assert host.is_enabled("nftables.service") is with_service
+
+
+def test_rules_in_a_firewall_that_is_not_used_any_more_are_taken_back(host: FirewallHost) -> None:
+    """Those of nftables would drop a Prometheus server that is new since."""
+    host.turn_ufw_on()
+    first, second, again, ruleset, added = host.run(
+        {**OPEN, "sources": ["192.0.2.4"], "backend": "nftables"},
+        OPEN,
+        OPEN,
+        "nft list ruleset",
+        "cat /etc/ufw.added",
+    )
+    assert (first["backend"], second["backend"]) == ("nftables", "ufw")
+    assert (second["changed"], again["changed"]) == (True, False)
+    assert (ruleset, added) == ("", UFW_RULE)
+    assert not (host.etc / "nftables.d").exists()
+    assert not host.is_enabled(UNIT)
+
+    back, added = host.run({**OPEN, "backend": "nftables"}, "cat /etc/ufw.added")
+    assert (back["backend"], back["changed"], added) == ("nftables", True, "")
+
+
+def test_a_firewalld_that_starts_later_is_not_passed_over(host: FirewallHost) -> None:
+    host.stop_firewalld()
+    host.enable("firewalld.service")
+    refused, ruleset, named = host.run(OPEN, "nft list ruleset", {**OPEN, "backend": "nftables"})
+    assert refused["failed"]
+    assert "firewalld is enabled and does not run" in refused["msg"]
+    assert ruleset == ""
+    assert named["backend"] == "nftables"
+
+
+def test_a_firewalld_that_is_off_is_passed_over(host: FirewallHost) -> None:
+    host.stop_firewalld()
+    (opened,) = host.run(OPEN)
+    assert opened["backend"] == "nftables"

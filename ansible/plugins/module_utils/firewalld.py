@@ -28,6 +28,14 @@ class Firewalld:
         """Whether firewalld runs."""
         return self.host.has("firewall-cmd") and self.host.succeeds("firewall-cmd", "--state")
 
+    def is_stopped(self) -> bool:
+        """Whether firewalld is to run and does not: it starts at the next boot at the latest."""
+        return (
+            self.host.has("firewall-cmd")
+            and not self.is_usable()
+            and self.host.succeeds("systemctl", "is-enabled", "firewalld.service")
+        )
+
     def apply(self, port: int, sources: list[Network]) -> None:
         """Have exactly these rules; neither rules nor service for no sources."""
         wanted: set[tuple[str, str]] = set()

@@ -62,8 +62,8 @@ class Nftables:
         self.host = host
 
     def is_usable(self) -> bool:
-        """Whether there is nft."""
-        return self.host.has("nft")
+        """Whether there is nft, and a kernel that knows it: beside ufw it may be without one."""
+        return self.host.has("nft") and self.host.succeeds("nft", "list", "tables")
 
     def apply(self, port: int, sources: list[Network]) -> None:
         """Have exactly these rules, now and after a boot; none for no sources."""

@@ -8,7 +8,7 @@ module: scrape_port
 short_description: Opens one TCP port to a list of addresses
 description:
   - Lets the given addresses reach one TCP port of this host, at once and after every boot.
-  - Rules that an earlier run made for another port or for other addresses are taken back.
+  - Rules that an earlier run made for another port, for other addresses or in another firewall are taken back.
   - With ufw and firewalld, everyone else is refused by the firewall's own default. With nftables a table of its
     own refuses them, and where another chain drops what it does not know, a rule in that chain lets the scrapers in.
 options:
@@ -22,7 +22,8 @@ options:
     default: []
   backend:
     description:
-      - The firewall. C(auto) takes ufw where it is active, else firewalld where it runs, else nftables.
+      - The firewall. C(auto) takes ufw where it is active, else firewalld where it runs, else nftables; it is an
+        error where firewalld is enabled and does not run.
     type: str
     choices: [auto, nftables, ufw, firewalld]
     default: auto
@@ -108,6 +109,11 @@ def main() -> None:
     if not sources:
         module.fail_json(msg="sources: name the addresses of the Prometheus servers")
     if wanted == "auto":
+        if not firewalls["ufw"].is_usable() and firewalls["firewalld"].is_stopped():
+            module.fail_json(
+                msg="firewalld is enabled and does not run: rules in nftables would not hold once it starts. "
+                "Start it or disable it, or name the firewall instead of auto"
+            )
         wanted = next((name for name, firewall in firewalls.items() if firewall.is_usable()), None)
         if wanted is None:
             module.fail_json(
@@ -115,6 +121,10 @@ def main() -> None:
             )
     elif not firewalls[wanted].is_usable():
         module.fail_json(msg=f"{wanted} is not in use on this host")
+    # What is left of an earlier choice would refuse scrapers that are new since.
+    for name, firewall in firewalls.items():
+        if name != wanted and firewall.is_usable():
+            firewall.apply(0, [])
     firewalls[wanted].apply(module.params["port"], sources)
     module.exit_json(changed=bool(host.changes), backend=wanted, changes=host.changes)
 
