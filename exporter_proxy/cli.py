@@ -254,12 +254,23 @@ def _config_file(options: argparse.Namespace) -> str:
     if options.config_file is not None:
         return str(options.config_file)
     for candidate in DEFAULT_CONFIG_FILES:
-        if Path(candidate).exists():
+        if _may_be_there(candidate):
             return candidate
     raise NoConfigError(
         f"no configuration: there is neither {' nor '.join(DEFAULT_CONFIG_FILES)}; name one with "
         "--config.file, or have one made of what is on this host: exporter_proxy discover --write=config.yml"
     )
+
+
+def _may_be_there(path: str) -> bool:
+    """Whether there is a file, or no telling: whoever reads it then says why it cannot be read."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -120,5 +120,6 @@ def _replace(file: str, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        why = error.strerror if path.parent.is_dir() else f"there is no directory {path.parent}"
+        is_missing = isinstance(error, FileNotFoundError)
+        why = f"there is no directory {path.parent}" if is_missing else error.strerror
         raise ConfigError([Problem(file, None, None, "", f"not written: {why}")]) from None

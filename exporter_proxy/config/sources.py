@@ -6,13 +6,14 @@ Only whether a source can be used at all is looked at here: what it gives is for
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from exporter_proxy.config.addresses import UPSTREAM_URL
 from exporter_proxy.config.problems import quoted
 from exporter_proxy.config.schema import CommandSource, FileSource, UpstreamUrl
 from exporter_proxy.config.sections import Section
-from exporter_proxy.config.values import BOOLEAN, ENV_NAME, FILE_PATH, PROCESS_TEXT, duration
+from exporter_proxy.config.values import BOOLEAN, ENV_NAME, FILE_PATH, PROCESS_TEXT, BadValue, duration
 
 SOURCE_KEYS = ("url", "file", "command")
 FILE_KEYS = ("max_age", "follow_symlinks")
@@ -72,27 +73,45 @@ def _read_file(entry: Section, base_dir: str) -> FileSource | None:
     if given is None:
         return None
     source = FileSource(os.path.join(base_dir, given), max_age, follow_symlinks)  # noqa: PTH118 - keeps "./x"
-    wrong = _why_no_file(source)
-    if wrong is not None:
-        entry.report("file", f"{quoted(given)}: {wrong}")
+    try:
+        _check_file(source)
+    except BadValue as bad:
+        entry.report("file", f"{quoted(given)}: {bad.why}")
         return None
     return source
 
 
-def _why_no_file(source: FileSource) -> str | None:
-    """What is wrong with the place of the files. They themselves may come and go."""
-    directory = Path(source.directory)
-    if not source.has_wildcards and Path(source.path).is_dir():
-        return f"is a directory; name the files in it, as in {quoted(str(Path(source.path, '*.prom')))}"
-    if any(wildcard in str(directory) for wildcard in "*?["):
-        return "wildcards can stand in the name of the file only, not in its directory"
-    if not directory.exists():
-        return "there is no such directory, create it or correct the path"
-    if not directory.is_dir():
-        return f"{quoted(str(directory))} is no directory"
-    if not os.access(directory, os.R_OK | os.X_OK if source.has_wildcards else os.X_OK):
-        return "its directory is not readable (permission denied) for the user that runs exporter_proxy"
-    return None
+def _mode(path: str) -> int:
+    """The mode of what is at ``path``, 0 where nothing is; raises ``BadValue`` where nobody can tell."""
+    try:
+        return Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except PermissionError:
+        raise BadValue("not reachable (permission denied) for the user that runs exporter_proxy") from None
+    except OSError as error:
+        raise BadValue(f"not reachable ({error.strerror})") from None
+
+
+def _check_file(source: FileSource) -> None:
+    """Raises ``BadValue`` for a place where no files can be. They themselves may come and go."""
+    directory = source.directory
+    mode = 0 if any(wildcard in directory for wildcard in "*?[") else _mode(directory)
+    if stat.S_ISDIR(mode) and not os.access(
+        directory, os.R_OK | os.X_OK if source.has_wildcards else os.X_OK
+    ):
+        raise BadValue(
+            "its directory is not readable (permission denied) for the user that runs exporter_proxy"
+        )
+    if not source.has_wildcards and stat.S_ISDIR(_mode(source.path)):
+        example = quoted(str(Path(source.path, "*.prom")))
+        raise BadValue(f"is a directory; name the files in it, as in {example}")
+    if any(wildcard in directory for wildcard in "*?["):
+        raise BadValue("wildcards can stand in the name of the file only, not in its directory")
+    if not mode:
+        raise BadValue("there is no such directory, create it or correct the path")
+    if not stat.S_ISDIR(mode):
+        raise BadValue(f"{quoted(directory)} is no directory")
 
 
 def _read_command(entry: Section, base_dir: str) -> CommandSource | None:
@@ -100,19 +119,22 @@ def _read_command(entry: Section, base_dir: str) -> CommandSource | None:
     env = _read_env(entry)
     given_dir = entry.get("working_dir", FILE_PATH, "/")
     working_dir = os.path.join(base_dir, given_dir)  # noqa: PTH118 - as above
-    if not Path(working_dir).is_dir():
-        wrong = "there is no such directory, create it or correct the path"
-        entry.report("working_dir", f"{quoted(given_dir)}: {wrong}")
+    try:
+        if not stat.S_ISDIR(_mode(working_dir)):
+            raise BadValue("there is no such directory, create it or correct the path")
+    except BadValue as bad:
+        entry.report("working_dir", f"{quoted(given_dir)}: {bad.why}")
     if not words:
         if entry.is_empty_list("command"):
             entry.report("command", "the list is empty, it needs at least the program")
         return None
     program, *arguments = words
-    unusable = _why_no_program(program)
-    if unusable is not None:
+    try:
+        _check_program(program)
+    except BadValue as bad:
         # What is no path is not shown, nor what follows a blank: a password may be in it.
         shown = f"{quoted(program.split()[0])}: " if program.startswith("/") else ""
-        entry.report("command", shown + unusable)
+        entry.report("command", shown + bad.why)
         return None
     return CommandSource(program, tuple(arguments), env, working_dir)
 
@@ -126,15 +148,14 @@ def _read_env(entry: Section) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _why_no_program(program: str) -> str | None:
-    path = Path(program)
-    if not path.is_absolute():
-        return "the path of the program must be absolute, no PATH is searched and no shell reads it"
-    if not path.exists():
+def _check_program(program: str) -> None:
+    if not program.startswith("/"):
+        raise BadValue("the path of the program must be absolute, no PATH is searched and no shell reads it")
+    mode = _mode(program)
+    if not mode:
         advice = "write each argument as an item of its own" if " " in program else "correct the path"
-        return f"there is no such program, install it or {advice}"
-    if not path.is_file():
-        return "not a regular file"
-    if not os.access(path, os.X_OK):
-        return "not executable, make it so for the user that runs exporter_proxy"
-    return None
+        raise BadValue(f"there is no such program, install it or {advice}")
+    if not stat.S_ISREG(mode):
+        raise BadValue("not a regular file")
+    if not os.access(program, os.X_OK):
+        raise BadValue("not executable, make it so for the user that runs exporter_proxy")
