@@ -74,10 +74,11 @@ def import_expexp(expexp: Expexp, sources: Sequence[str]) -> Imported:
 
     Raises ``ConfigError`` where no module could be used on this host.
     """
-    taken: set[str] = set()
+    # Names that are good first: Prometheus asks by them, and must not be given another's exporter.
+    taken = {module.name for module in expexp.modules if _is_good(module.name)}
     entries: list[_Entry] = []
     for module in expexp.modules:
-        name = _name(module.name, taken)
+        name = module.name if _is_good(module.name) else _name(module.name, taken)
         taken.add(name)
         entries.append(_entry(module, name))
     usable = {
@@ -139,8 +140,13 @@ def _comment(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _is_good(name: str) -> bool:
+    """Whether it can be an exporter's as it is."""
+    return name == exporter_name_like(name)
+
+
 def _name(name: str, taken: set[str]) -> str:
-    """The name itself where it can be an exporter's, else one that is like it and not taken."""
+    """A name for an exporter that is like ``name`` and not taken."""
     wanted = unique = exporter_name_like(name)
     number = 2
     while unique in taken:

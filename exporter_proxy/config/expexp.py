@@ -159,7 +159,14 @@ def read_expexp(paths: Sequence[str]) -> Expexp:
     Raises ``ConfigError`` with all problems of all of them, and nothing else.
     """
     reader = _Reader()
+    first_as: dict[str, str] = {}
     for path in paths:
+        real = os.path.realpath(path)
+        if real in first_as:
+            message = f"it is read already, as {quoted(first_as[real])}; name each file and directory once"
+            reader.problems.append(Problem(path, None, None, "", message))
+            continue
+        first_as[real] = path
         if os.path.isdir(path):  # noqa: PTH112 - as everywhere here, "./x" stays as it was written
             reader.read_directory(path)
         else:

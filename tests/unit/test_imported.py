@@ -142,8 +142,14 @@ def test_names_stay_where_they_can(here: Path, name: str, becomes: str) -> None:
 def test_names_that_become_the_same_are_told_apart(here: Path) -> None:
     entry = "{method: http, http: {port: 1}}"
     names = imported(here, f"modules: {{'a b': {entry}, a_b: {entry}, 'a/b': {entry}, a_b_2: {entry}}}").names
-    assert len(set(names)) == 4
-    assert names[0] == "a_b"
+    assert names == ("a_b_3", "a_b", "a_b_4", "a_b_2")
+
+
+@pytest.mark.parametrize("again", ["all.d", "all.d/", "./all.d", "link.d"])
+def test_a_path_that_is_given_twice_is_told(here: Path, again: str) -> None:
+    (here / "link.d").symlink_to("all.d")
+    told = f'{again}: it is read already, as "all.d"; name each file and directory once'
+    assert refusal("all.d", again) == [told]
 
 
 @pytest.mark.parametrize(
