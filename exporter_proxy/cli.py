@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -357,19 +358,18 @@ def _prometheus_config(options: argparse.Namespace) -> int:
     from exporter_proxy import prometheus_config  # noqa: PLC0415
 
     config = prometheus_config.reachable(load_config(_config_file(options), _overrides(options)))
-    host = prometheus_config.listened_host(config, socket.gethostname())
+    own = prometheus_config.listened(config, socket.gethostname())
     if config.pushprox is not None:
-        host = config.pushprox.fqdn or host_fqdn()
-    port = prometheus_config.listened_port(config)
+        own = replace(own, host=config.pushprox.fqdn or host_fqdn())
     targets = []
     for text in options.targets:
         try:
-            targets.append(prometheus_config.parse_target(text, port))
+            targets.append(prometheus_config.parse_target(text, own.port))
         except BadValue as bad:
             print(f"exporter_proxy: --target {text!a}: {bad.why}", file=sys.stderr)
             return 2
     entrance = prometheus_config.Entrance(
-        targets=tuple(targets) or (prometheus_config.Target(host, port),),
+        targets=tuple(targets) or (own,),
         is_https=config.server_tls is not None and config.pushprox is None,
         route_prefix=config.route_prefix,
         keeps_instance=options.instance == "exporter",

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 
-from exporter_proxy.config.addresses import HOST_PORT, check_host, parse_port
+from exporter_proxy.config.addresses import HOST_PORT, check_host, is_loopback, parse_port
 from exporter_proxy.config.scalars import quoted_scalar, scalar
-from exporter_proxy.config.schema import Config, Exporter, ListenAddress
+from exporter_proxy.config.schema import Config, Exporter, Listen, ListenAddress, StarterListen
 from exporter_proxy.config.values import BadValue
 
 OWN_JOB = "exporter_proxy"
@@ -70,16 +69,28 @@ def parse_target(text: str, default_port: int) -> Target:
     return Target(check_host(host), default_port if port is None else parse_port(port, lowest=1))
 
 
-def listened_port(config: Config) -> int:
-    """The port that scrapers find this configuration at, as far as it says so."""
-    ports = [listen.port for listen in config.listen if isinstance(listen, ListenAddress) and listen.port]
-    return ports[0] if ports else DEFAULT_PORT
+def listened(config: Config, hostname: str) -> Target:
+    """Where scrapers find this configuration, as far as it says so: one listener's host and port.
+
+    That is the first that others can reach, or else the first. ``hostname`` stands for a host that is
+    unknown, or all addresses.
+    """
+    found = [target for listen in config.listen if (target := _listener(listen)) is not None]
+    found.sort(key=lambda target: (target.port == 0, is_loopback(target.host)))
+    first = found[0] if found else Target("", 0)
+    host = hostname if first.host in ("", "0.0.0.0", "::") else first.host
+    return Target(host, first.port or DEFAULT_PORT)
 
 
-def listened_host(config: Config, hostname: str) -> str:
-    """The first address that is listened on alone; ``hostname`` where it is all of them, or unknown."""
-    first = next((listen for listen in config.listen if isinstance(listen, ListenAddress)), None)
-    return hostname if first is None or first.host in ("", "0.0.0.0", "::") else first.host
+def _listener(listen: Listen) -> Target | None:
+    """Host and port of a listener that has them; what ``start_server`` listens on may as well be a path."""
+    if isinstance(listen, ListenAddress):
+        return Target(listen.host, listen.port)
+    match = HOST_PORT.fullmatch(listen.address) if isinstance(listen, StarterListen) else None
+    try:
+        return None if match is None else parse_target(match[0], 0)
+    except BadValue:
+        return None
 
 
 def reachable(config: Config) -> Config:
@@ -101,33 +112,32 @@ def _groups(exporter: Exporter, entrance: Entrance) -> Iterator[dict[str, object
     if entrance.is_https:
         labels["__scheme__"] = "https"
     labels["exporter"] = exporter.name
-    port = _own_port(exporter)
-    if not entrance.keeps_instance or port is None:
+    instance = _instance(exporter, entrance)
+    if instance is None:
         yield {"targets": [str(target) for target in entrance.targets], "labels": labels | _labels(exporter)}
         return
     for target in entrance.targets:
-        instance = _own_instance(exporter) or target.with_port(port)
-        yield {"targets": [str(target)], "labels": labels | {"instance": instance} | _labels(exporter)}
+        text = target.with_port(instance) if isinstance(instance, int) else instance
+        yield {"targets": [str(target)], "labels": labels | {"instance": text} | _labels(exporter)}
 
 
 def _labels(exporter: Exporter) -> dict[str, str]:
     return dict(exporter.labels)
 
 
-def _own_port(exporter: Exporter) -> int | None:
-    """The port of an exporter that has one."""
-    return (exporter.url.port or None) if exporter.url is not None else None
+def _instance(exporter: Exporter, entrance: Entrance) -> int | str | None:
+    """What ``instance`` becomes: the target's host with this port, or this; ``None``: it stays the target.
 
-
-def _own_instance(exporter: Exporter) -> str | None:
-    """``host:port`` of an exporter elsewhere; ``None``: it is on the daemon's own host."""
-    assert exporter.url is not None, "it has a port"
-    host = exporter.url.host
-    try:
-        is_here = ip_address(host).is_loopback
-    except ValueError:
-        is_here = host.lower().removesuffix(".") == "localhost"
-    return None if is_here else exporter.url.backend
+    An exporter elsewhere keeps its own ``host:port`` only where one daemon asks it: of several, all their
+    samples would go into the same series.
+    """
+    if not entrance.keeps_instance or "instance" in _labels(exporter):
+        return None
+    if exporter.url is None or not exporter.url.port:
+        return None
+    if is_loopback(exporter.url.host):
+        return exporter.url.port
+    return exporter.url.backend if len(entrance.targets) == 1 else None
 
 
 def scrape_configs(config: Config, entrance: Entrance, one_job: bool = False) -> str:
@@ -154,14 +164,13 @@ def _notes(config: Config) -> list[str]:
 def _job(config: Config, entrance: Entrance, exporter: Exporter) -> list[str]:
     lines = _job_head(config, _job_name(config, exporter), entrance.route_prefix + exporter.path)
     lines += ["    static_configs:", *_static_config(exporter, entrance)]
-    port = _own_port(exporter)
-    if entrance.keeps_instance and port is not None and "instance" not in _labels(exporter):
+    instance = _instance(exporter, entrance)
+    if instance is not None:
         lines.append("    relabel_configs:")
-        instance = _own_instance(exporter)
-        if instance is not None:
+        if isinstance(instance, str):
             lines += _relabel([], "", "instance", _literal(instance))
         else:
-            lines += _relabel(["__address__"], _HOST_OF_ADDRESS, "instance", f"${{1}}:{port}")
+            lines += _relabel(["__address__"], _HOST_OF_ADDRESS, "instance", f"${{1}}:{instance}")
     return lines
 
 
@@ -190,13 +199,12 @@ def _job_of_all(config: Config, entrance: Entrance) -> list[str]:
             lines += _relabel(
                 ["exporter"], _pattern(exporter.name), "__metrics_path__", prefix + _literal(exporter.path)
             )
-    for exporter in config.exporters if entrance.keeps_instance else ():
-        port = _own_port(exporter)
-        if port is None or "instance" in _labels(exporter):
+    for exporter in config.exporters:
+        instance = _instance(exporter, entrance)
+        if instance is None:
             continue
-        instance = _own_instance(exporter)
         pattern = f"{_pattern(exporter.name)};{_HOST_OF_ADDRESS}"
-        replacement = f"${{1}}:{port}" if instance is None else _literal(instance)
+        replacement = _literal(instance) if isinstance(instance, str) else f"${{1}}:{instance}"
         lines += _relabel(["exporter", "__address__"], pattern, "instance", replacement)
     return lines
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
+from exporter_proxy.access import address_of
 from exporter_proxy.config.schema import ExternalUrl, UpstreamUrl
 from exporter_proxy.config.values import BadValue, Kind
 
@@ -47,6 +48,15 @@ def _is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be this host: 127.0.0.0/8, ::1, localhost and names under it (RFC 6761)."""
+    address = address_of(host)
+    if address is not None:
+        return address.is_loopback
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def parse_port(text: str, lowest: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from exporter_proxy.access import Address, address_of, is_allowed, plain_address
+from exporter_proxy.config.addresses import is_loopback
 from exporter_proxy.config.schema import (
     Config,
     Exporter,
@@ -29,7 +30,7 @@ _RESOLVER_THREADS = 16
 def config_warnings(
     config: Config, passed: Sequence[Listen] = (), max_descriptors: int | None = None
 ) -> list[str]:
-    """One line for each thing to reconsider, each with what to do. Asks nobody, reads nothing.
+    """One line for each thing to reconsider, each with what to do. Asks no one else, reads nothing.
 
     Known once it runs: ``passed`` is where the sockets listen that systemd or start_server passed,
     ``max_descriptors`` the limit of this process.
@@ -38,7 +39,7 @@ def config_warnings(
     exposed = [
         str(address)
         for address in (*config.listen, *passed)
-        if isinstance(address, ListenAddress) and not _is_loopback(address.host)
+        if isinstance(address, ListenAddress) and not is_loopback(address.host)
     ]
     if config.allow_clients is None and exposed:
         warnings.append(
@@ -54,7 +55,7 @@ def config_warnings(
     warnings += _client_certificate_warnings(config.server_tls)
     for exporter in config.exporters:
         url = exporter.url
-        is_elsewhere = url is not None and url.socket_path is None and not _is_loopback(url.host)
+        is_elsewhere = url is not None and url.socket_path is None and not _is_here(url.host)
         if config.allow_upstreams is None and is_elsewhere:
             warnings.append(
                 f"exporter {exporter.name} is not on this host ({exporter.source.backend}): set "
@@ -156,10 +157,16 @@ def _resolve(host: str) -> list[Address] | str:
     return list(dict.fromkeys(plain_address(str(answer[4][0])) for answer in answers))
 
 
-def _is_loopback(host: str) -> bool:
-    """Whether ``host`` can only be this host: 127.0.0.0/8, ::1, localhost and names under it (RFC 6761)."""
+def _is_here(host: str) -> bool:
+    """Whether ``host`` is an address of this host, or a name that can be nothing else."""
     address = address_of(host)
-    if address is not None:
-        return address.is_loopback
-    name = host.lower().removesuffix(".")
-    return name == "localhost" or name.endswith(".localhost")
+    if is_loopback(host) or address is None:
+        return is_loopback(host)
+    # Only an own address can be bound to; UDP leaves nothing behind, and is sent nothing.
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as bound:
+            bound.bind((str(address), 0))
+    except OSError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from exporter_proxy.config import config_warnings, host_warnings, parse_config
+from tests.second_address import with_second_address
 
 
 def warnings_for(text: str) -> list[str]:
@@ -65,6 +66,14 @@ def test_exporter_off_this_host(url: str, backend: str | None) -> None:
         for name in ("one", "two")
     ]
     assert warnings_for(text) == ([] if backend is None else expected)
+
+
+def test_an_exporter_on_an_own_address_is_on_this_host() -> None:
+    def warned(address: str) -> None:
+        text = f'listen: "127.0.0.1:0"\nexporters: {{x: {{url: "http://{address}:9100/metrics"}}}}\n'
+        assert warnings_for(text) == []
+
+    with_second_address(warned)
 
 
 def test_skipped_verification() -> None:

@@ -14,8 +14,7 @@ from exporter_proxy.config.values import BadValue
 from exporter_proxy.prometheus_config import (
     Entrance,
     Target,
-    listened_host,
-    listened_port,
+    listened,
     parse_target,
     reachable,
     scrape_configs,
@@ -136,6 +135,17 @@ def test_the_list_of_targets_says_the_same(keeps_instance: bool) -> None:
     assert not any("__scheme__" in group["labels"] for group in groups)
 
 
+@pytest.mark.parametrize("one_job", [False, True])
+def test_several_daemons_that_ask_one_exporter_give_it_a_series_each(one_job: bool) -> None:
+    found = jobs(one_job, keeps_instance=True)
+    targets = [target for job in found.values() for target in scraped(job)]
+    assert {instance for _, _, name, instance in targets if name == "a.b"} == {str(VM1), str(VM2)}
+    assert {instance for _, _, name, instance in targets if name == "node"} == {
+        "vm1:9100",
+        "[2001:db8::1]:9100",
+    }
+
+
 def test_https_is_said_in_the_list_of_targets() -> None:
     groups = json.loads(target_list(config().exporters, entrance(is_https=True)))
     assert {group["labels"]["__scheme__"] for group in groups} == {"https"}
@@ -203,8 +213,18 @@ def test_what_is_no_target(text: str) -> None:
         ("listen: ['unix:/x', '10.0.0.5:81', '127.0.0.1:82']", "10.0.0.5:81"),
         ("listen: systemd", "vm:9099"),
         ("listen: '127.0.0.1:0'", "127.0.0.1:9099"),
+        ("listen: ['127.0.0.1:82', '10.0.0.5:81', '10.0.0.6:80']", "10.0.0.5:81"),
+        ("listen: ['localhost:82', '[::1]:83', ':81']", "vm:81"),
+        ("listen: ['10.0.0.5:0', '127.0.0.1:82']", "127.0.0.1:82"),
+        ("listen: ['127.0.0.1:82', '[::1]:83']", "127.0.0.1:82"),
+        ("listen: 'SERVER_STARTER:0.0.0.0:8080'", "vm:8080"),
+        ("listen: 'SERVER_STARTER:8080'", "vm:8080"),
+        ("listen: 'SERVER_STARTER:10.0.0.5:8080'", "10.0.0.5:8080"),
+        ("listen: 'SERVER_STARTER:[::]:8080'", "vm:8080"),
+        ("listen: ['SERVER_STARTER:127.0.0.1:8080', '10.0.0.5:81']", "10.0.0.5:81"),
+        ("listen: 'SERVER_STARTER:/run/x.sock'", "vm:9099"),
     ],
 )
 def test_where_the_daemon_is_by_its_configuration(listen: str, target: str) -> None:
     read = config(listen)
-    assert str(Target(listened_host(read, "vm"), listened_port(read))) == target
+    assert str(listened(read, "vm")) == target
