@@ -6,6 +6,7 @@ keep is for ``config/additions.py``. Here a file is read, and replaced whole or 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -98,7 +99,7 @@ def _count(exporters: int) -> str:
 def _replace(file: str, data: bytes) -> None:
     """Have ``data`` in the file, or what was there before, whatever happens meanwhile.
 
-    A link stays one. Mode and owner stay; a new file gets what the umask leaves.
+    A link stays one. Mode, owner and ACL stay; a new file gets what the umask leaves.
     """
     path = Path(file).resolve()
     temporary = None
@@ -109,6 +110,7 @@ def _replace(file: str, data: bytes) -> None:
                 before = path.stat()
                 os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fchmod(descriptor, before.st_mode & 0o7777)
+                _copy_attributes(path, descriptor)
             else:
                 umask = os.umask(0o077)
                 os.umask(umask)
@@ -123,3 +125,27 @@ def _replace(file: str, data: bytes) -> None:
         is_missing = isinstance(error, FileNotFoundError)
         why = f"there is no directory {path.parent}" if is_missing else error.strerror
         raise ConfigError([Problem(file, None, None, "", f"not written: {why}")]) from None
+
+
+def _copy_attributes(path: Path, descriptor: int) -> None:
+    """Give the open file the extended attributes of the one at ``path``, and no others.
+
+    An ACL is one of them, and without it the group would have what its mask lets anyone have. A directory
+    may have given the new file an ACL of its own.
+    """
+    try:
+        names = os.listxattr(path)
+        others = [name for name in os.listxattr(descriptor) if name not in names]
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return
+        raise
+    for name in others:
+        os.removexattr(descriptor, name)
+    for name in names:
+        value = os.getxattr(path, name)
+        try:
+            os.setxattr(descriptor, name, value)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from exporter_proxy.discover import FoundExporter
 from exporter_proxy.discover_once import write
 
 FOUND = [FoundExporter("node_exporter", "http://127.0.0.1:9100/metrics", 9100, None, None)]
+
+KNOWN = "exporters:\n  a: {url: http://127.0.0.1:1/metrics}\n"
+NO_ID = 0xFFFFFFFF
+ACCESS = "system.posix_acl_access"
 
 
 @pytest.fixture
@@ -44,3 +50,38 @@ def test_a_place_out_of_reach(locked: Path) -> None:
 def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     for file in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "config.yml"):
         assert refusal(file) == f"{file}: not written: File name too long"
+
+
+def acl(group: int, mask: int) -> bytes:
+    """As the kernel has it: nobody may read; the group and the mask have these rights."""
+    entries = ((1, 6, NO_ID), (2, 4, 65534), (4, group, NO_ID), (0x10, mask, NO_ID), (0x20, 0, NO_ID))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def set_acl(path: Path, name: str, value: bytes) -> None:
+    try:
+        os.setxattr(path, name, value)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        pytest.skip("this file system has no ACLs")
+
+
+def test_the_acl_stays_and_the_group_gets_no_more_than_it_had(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(KNOWN)
+    set_acl(file, ACCESS, acl(group=0, mask=4))
+    os.setxattr(file, "user.note", b"ours")
+    before = file.stat().st_mode
+    assert write(FOUND, str(file), asked_all=False).startswith(f"{file}: added 1 exporter")
+    assert os.getxattr(file, ACCESS) == acl(group=0, mask=4)
+    assert os.getxattr(file, "user.note") == b"ours"
+    assert file.stat().st_mode == before
+
+
+def test_a_directory_gives_a_file_no_acl_that_it_had_not(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(KNOWN)
+    set_acl(tmp_path, "system.posix_acl_default", acl(group=6, mask=6))
+    write(FOUND, str(file), asked_all=False)
+    assert ACCESS not in os.listxattr(file)
