@@ -8,14 +8,16 @@ said before and the new entries besides, nothing is given back. Files are for th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 
 from exporter_proxy.config.addresses import UPSTREAM_URL
+from exporter_proxy.config.include import named_files
 from exporter_proxy.config.positions import Document, is_null, position
 from exporter_proxy.config.problems import ConfigError, Problem
 from exporter_proxy.config.schema import UpstreamUrl
+from exporter_proxy.config.source import read_file
 from exporter_proxy.config.values import BadValue
 
 _INDENTATION = 2
@@ -40,20 +42,58 @@ class Present:
 
 
 def read_present(data: bytes, source: str) -> Present:
-    """The exporters in ``data``. Raises ``ConfigError`` where it is no YAML mapping at all."""
+    """The exporters in ``data``, and in the files that it includes as far as they can be read.
+
+    Raises ``ConfigError`` where ``data`` is no YAML mapping at all.
+    """
     document = _document(data, source)
-    section = document.entries(_root(document)).get("exporters", (None, None))[1]
-    entries = document.entries(section) if isinstance(section, yaml.MappingNode) else {}
-    paths, urls = set(), []
-    for name, (_, node) in entries.items():
-        entry = document.entries(node) if isinstance(node, yaml.MappingNode) else {}
-        texts = {key: value.value for key, (_, value) in entry.items() if isinstance(value, yaml.ScalarNode)}
-        paths.add(texts.get("path", f"/{name}/metrics"))
+    root = _root(document)
+    top = document.entries(root)
+    found = _Found()
+    found.take(document, root)
+    route = top.get("module_route", (None, None))[1]
+    path = route.value if isinstance(route, yaml.ScalarNode) else _texts(document, route).get("path")
+    if path is not None:
+        found.paths.add(path)
+    listed = top.get("include", (None, None))[1]
+    items = listed.value if isinstance(listed, yaml.SequenceNode) else ()
+    patterns = [item.value for item in items if isinstance(item, yaml.ScalarNode)]
+    for file in named_files(patterns, source):
         try:
-            urls.append(UPSTREAM_URL.parse(texts.get("url", "")))
-        except BadValue:
+            included = _document(read_file(file, "include"), file)
+        except ConfigError:
             continue  # whoever checks the configuration says so
-    return Present(frozenset(entries), frozenset(paths), tuple(urls))
+        found.take(included, included.root)
+    return Present(frozenset(found.names), frozenset(found.paths), tuple(found.urls))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What ``Present`` is made of, file by file."""
+
+    names: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+    urls: list[UpstreamUrl] = field(default_factory=list)
+
+    def take(self, document: Document, root: yaml.Node | None) -> None:
+        """The exporters of one file."""
+        top = document.entries(root) if isinstance(root, yaml.MappingNode) else {}
+        section = top.get("exporters", (None, None))[1]
+        entries = document.entries(section) if isinstance(section, yaml.MappingNode) else {}
+        for name, (_, node) in entries.items():
+            texts = _texts(document, node)
+            self.names.add(name)
+            self.paths.add(texts.get("path", f"/{name}/metrics"))
+            try:
+                self.urls.append(UPSTREAM_URL.parse(texts.get("url", "")))
+            except BadValue:
+                continue  # whoever checks the configuration says so
+
+
+def _texts(document: Document, node: yaml.Node | None) -> dict[str, str]:
+    """The keys of a mapping that hold neither a list nor a mapping."""
+    entry = document.entries(node) if isinstance(node, yaml.MappingNode) else {}
+    return {key: value.value for key, (_, value) in entry.items() if isinstance(value, yaml.ScalarNode)}
 
 
 def add_exporters(data: bytes, source: str, additions: Sequence[Addition]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import yaml
@@ -84,6 +84,15 @@ def read_included(top: Section, source: str, base_dir: str) -> Included:
         if wrong is not None:
             top.report("include", f"{quoted(pattern)}: {wrong}")
     return included
+
+
+def named_files(patterns: Iterable[str], source: str) -> Iterator[str]:
+    """The regular files that ``include`` of the file ``source`` names, as far as they can be read."""
+    for pattern in patterns:
+        # As with ``read_included``.
+        for path in _matching(os.path.join(os.path.dirname(source), pattern), ""):  # noqa: PTH118, PTH120
+            if check_readable(path) is None:
+                yield path
 
 
 def _matching(pattern: str, base_dir: str) -> Iterator[str]:

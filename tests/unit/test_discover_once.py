@@ -85,3 +85,23 @@ def test_a_directory_gives_a_file_no_acl_that_it_had_not(tmp_path: Path) -> None
     set_acl(tmp_path, "system.posix_acl_default", acl(group=6, mask=6))
     write(FOUND, str(file), asked_all=False)
     assert ACCESS not in os.listxattr(file)
+
+
+def test_exporters_of_included_files_are_known(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.yml").write_text("exporters: {b: {url: 'http://127.0.0.1:9100/metrics'}}\n")
+    (tmp_path / "conf.d" / "broken.yml").write_text("exporters: [\n")
+    (tmp_path / "conf.d" / "odd.yml").mkdir()
+    file = tmp_path / "config.yml"
+    text = f"{KNOWN}include: [conf.d/*.yml, nowhere.yml]\n"
+    file.write_text(text)
+    assert write(FOUND, str(file), asked_all=False) == f"{file}: nothing to add, 1 exporter found"
+    assert file.read_text() == text
+
+
+def test_names_and_paths_that_are_taken_elsewhere_are_not_given_again(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("exporters: {node_exporter: {url: 'http://127.0.0.1:1/'}}\n")
+    file = tmp_path / "config.yml"
+    for route in ("/node_exporter_9100/metrics", "{path: /node_exporter_9100/metrics}"):
+        file.write_text(f"include: [a.yml]\nmodule_route: {route}\n")
+        assert write(FOUND, str(file), asked_all=False) == f"{file}: added 1 exporter: node_exporter_9101"
