@@ -75,9 +75,28 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
     if not new:
         return f"{file}: nothing to add, {_count(len(found))} found"
     result = add_exporters(data, file, [Addition(one.name, tuple(entry_lines(one))) for one in new])
-    parse_config(result, file)
+    try:
+        parse_config(result, file)
+    except ConfigError as error:
+        raise ConfigError(_as_the_file_is(error.problems, data, file)) from None
     _replace(file, result)
     return f"{file}: added {_names(new)}"
+
+
+def _as_the_file_is(problems: Sequence[Problem], data: bytes, file: str) -> list[Problem]:
+    """The problems with the places that they have in ``data``, none for one that the new lines would bring."""
+    try:
+        parse_config(data, file)
+        there: Sequence[Problem] = ()
+    except ConfigError as error:
+        there = error.problems
+    keys = {(one.source, one.key_path) for one in problems}
+    told = [one for one in there if (one.source, one.key_path) in keys]
+    told_keys = {(one.source, one.key_path) for one in told}
+    for problem in problems:
+        if (problem.source, problem.key_path) not in told_keys:
+            told.append(replace(problem, line=None, column=None) if problem.source == file else problem)
+    return [*told, Problem(file, None, None, "", "nothing was written; correct this first")]
 
 
 def _place(url: UpstreamUrl) -> tuple[str, int | str]:

@@ -105,3 +105,23 @@ def test_names_and_paths_that_are_taken_elsewhere_are_not_given_again(tmp_path: 
     for route in ("/node_exporter_9100/metrics", "{path: /node_exporter_9100/metrics}"):
         file.write_text(f"include: [a.yml]\nmodule_route: {route}\n")
         assert write(FOUND, str(file), asked_all=False) == f"{file}: added 1 exporter: node_exporter_9101"
+
+
+def test_mistakes_have_their_places_in_the_file_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    text = f"{KNOWN}  b: {{url: 'http://127.0.0.1:2/', nonsense: 1}}\naccess_log: {{nonsense: 2}}\n"
+    file.write_text(text)
+    first, second, last = refusal(file).splitlines()
+    assert first.startswith(f"{file}:3:35: exporters.b.nonsense: unknown key")
+    assert second.startswith(f"{file}:4:14: access_log.nonsense: unknown key")
+    assert last == f"{file}: nothing was written; correct this first"
+    assert file.read_text() == text
+
+
+def test_a_mistake_that_the_new_lines_would_bring_has_no_place(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(KNOWN)
+    found = [FoundExporter("no name", "http://127.0.0.1:9100/metrics", 9100, None, None)]
+    first, last = refusal(file, found).splitlines()
+    assert first.startswith(f"{file}: exporters.no name: ")
+    assert last == f"{file}: nothing was written; correct this first"
