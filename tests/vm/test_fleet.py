@@ -55,6 +55,7 @@ class Fleet:
             "vars": {
                 "prometheus_targets_directory": str(self.targets),
                 "prometheus_targets_service": "",
+                "prometheus_targets_file_group": "root",
                 "prometheus_targets_scrape_config": {
                     "scrape_interval": f"{INTERVAL_SECONDS}s",
                     "scrape_timeout": f"{INTERVAL_SECONDS}s",

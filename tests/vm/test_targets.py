@@ -60,6 +60,7 @@ class Written:
             "ansible_python_interpreter": "/usr/bin/python3",
             "prometheus_targets_directory": str(self.place),
             "prometheus_targets_service": "",
+            "prometheus_targets_file_group": "root",
             **variables,
         }
         self.inventory.write_text(
@@ -72,9 +73,14 @@ class Written:
         )
         (directory / "site.yml").write_text(SITE)
 
-    def play(self) -> subprocess.CompletedProcess[str]:
+    def play(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [tool("ansible-playbook"), f"--inventory={self.inventory}", self.directory / "site.yml"],
+            [
+                tool("ansible-playbook"),
+                f"--inventory={self.inventory}",
+                self.directory / "site.yml",
+                *arguments,
+            ],
             env=environment(self.directory),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -202,3 +208,17 @@ def test_a_job_that_promtool_refuses_is_not_written(able: None, tmp_path: Path) 
     assert done.returncode != 0
     assert "scrape_intervall" in done.stdout
     assert not (written.place / "scrape_config.yml").exists()
+
+
+def test_passwords_of_the_job_are_for_prometheus_only(able: None, tmp_path: Path) -> None:
+    written = Written(
+        tmp_path,
+        prometheus_targets_scrape_config={"basic_auth": {"username": "x", "password": "hunter2"}},
+        prometheus_targets_file_group="daemon",
+    )
+    done = written.play("--diff")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    job = written.place / "scrape_config.yml"
+    assert "hunter2" in job.read_text()
+    assert (job.stat().st_mode & 0o777, job.group()) == (0o640, "daemon")

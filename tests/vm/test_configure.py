@@ -1,0 +1,146 @@
+"""What needs no guest of the role: it configures a directory of the test, and systemctl and dpkg are played."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+import trustme
+
+from tests.vm.play import PLAY_SECONDS, SITE, environment, tool
+
+EXPORTERS = {"node_exporter": {"url": "http://127.0.0.1:9100/metrics"}}
+# All is active, and nothing is older than its files.
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$*" >>"${0%/*}/systemctl.log"
+case "$*" in
+*Timestamp*) echo ExecMainStartTimestamp=; echo StateChangeTimestamp= ;;
+*Listen*) echo "Listen=0.0.0.0:9099 (Stream)"; echo ActiveState=active ;;
+show*) echo ActiveState=active; echo LoadState=loaded ;;
+is-active*) echo active ;;
+is-enabled*) echo enabled ;;
+esac
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One play on this host."""
+
+    status: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        found = re.search(r"changed=(\d+)", self.output)
+        assert found is not None, self.output
+        return int(found[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """This host, as far as the role is concerned."""
+
+    directory: Path
+
+    @property
+    def etc(self) -> Path:
+        return self.directory / "etc"
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.etc)): path.read_bytes()
+            for path in self.etc.rglob("*")
+            if path.is_file()
+        }
+
+    @property
+    def asked_of_systemd(self) -> list[str]:
+        return (self.directory / "bin/systemctl.log").read_text().splitlines()
+
+    def add_program(self, name: str, text: str) -> None:
+        """What is found in place of the host's own."""
+        place = self.directory / "bin"
+        place.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+
+    def play(self, tag: str, *arguments: str, **variables: Any) -> Played:
+        here = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+        (self.directory / "inventory.yml").write_text(
+            json.dumps({"exporter_proxy": {"hosts": {"here": here}}})
+        )
+        (self.directory / "site.yml").write_text(SITE)
+        given = {
+            "exporter_proxy_install_method": "wheelhouse",
+            "exporter_proxy_wheelhouse": "exporter_proxy-1.0.0-wheelhouse.tar.gz",
+            "exporter_proxy_firewall": "none",
+            "exporter_proxy_exporters": EXPORTERS,
+            "_exporter_proxy_user": "root",
+            "_exporter_proxy_config_directory": str(self.etc),
+            "_exporter_proxy_systemd": str(self.directory / "systemd"),
+            "_exporter_proxy_prefix": str(self.directory / "opt"),
+            "_exporter_proxy_next_command": str(tool("exporter_proxy")),
+            **variables,
+        }
+        (self.directory / "variables.json").write_text(json.dumps(given))
+        settings = environment(self.directory)
+        done = subprocess.run(
+            [
+                tool("ansible-playbook"),
+                f"--inventory={self.directory / 'inventory.yml'}",
+                self.directory / "site.yml",
+                f"--extra-vars=@{self.directory / 'variables.json'}",
+                f"--tags=exporter_proxy_{tag}",
+                *arguments,
+            ],
+            env={**settings, "PATH": f"{self.directory / 'bin'}:{settings['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=PLAY_SECONDS,
+        )
+        print(done.stdout)
+        return Played(done.returncode, done.stdout)
+
+
+@pytest.fixture
+def here(able: None, tmp_path: Path) -> Here:
+    here = Here(tmp_path)
+    here.add_program("systemctl", SYSTEMCTL)
+    return here
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> dict[str, Any]:
+    """The role's variables for HTTPS with a password."""
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    return {
+        "exporter_proxy_tls_cert": str(tmp_path / "server.crt"),
+        "exporter_proxy_tls_key": str(tmp_path / "server.key"),
+        "exporter_proxy_web_config": {
+            "basic_auth_users": {"prometheus": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}
+        },
+    }
+
+
+@pytest.mark.parametrize("mode", [("--diff",), ("--diff", "--check")], ids=["play", "check mode"])
+def test_no_secret_is_in_a_diff(here: Here, tls: dict[str, Any], mode: tuple[str, ...]) -> None:
+    secret = {**EXPORTERS["node_exporter"], "basic_auth": {"username": "x", "password": "hunter2"}}
+    played = here.play("configure", *mode, **tls, exporter_proxy_exporters={"x": secret})
+    assert played.status == 0
+    assert played.changed > 0
+    for shown in ("PRIVATE KEY", "hunter2", "$2b$"):
+        assert shown not in played.output
