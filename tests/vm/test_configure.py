@@ -1,4 +1,4 @@
-"""What needs no guest of the role: it configures a directory of the test, and systemctl and dpkg are played."""
+"""What needs no guest of the role: it configures a directory of the test; systemctl and dpkg are played."""
 
 from __future__ import annotations
 
@@ -144,3 +144,44 @@ def test_no_secret_is_in_a_diff(here: Here, tls: dict[str, Any], mode: tuple[str
     assert played.changed > 0
     for shown in ("PRIVATE KEY", "hunter2", "$2b$"):
         assert shown not in played.output
+
+
+def test_a_key_that_does_not_belong_replaces_nothing(here: Here, tls: dict[str, Any], tmp_path: Path) -> None:
+    assert here.play("configure", **tls).status == 0
+    before = here.files
+    assert {"config.yml", "web.yml", "tls/server.crt", "tls/server.key"} == set(before)
+    again = here.play("configure", **tls)
+    assert (again.status, again.changed) == (0, 0)
+
+    trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "other.key")
+    played = here.play("configure", **{**tls, "exporter_proxy_tls_key": str(tmp_path / "other.key")})
+    assert played.status != 0
+    assert "does not belong" in played.output
+    assert here.files == before
+
+
+def test_names_of_files_are_relative_to_the_configurations_directory(here: Here) -> None:
+    (here.etc / "conf.d").mkdir(parents=True)
+    (here.etc / "conf.d/more.yml").write_text("exporters: {more: {url: 'http://127.0.0.1:9100/more'}}\n")
+    (here.etc / "tokens").write_text("t" * 40 + "\n")
+    config = {"include": ["conf.d/*.yml"], "bearer_tokens_file": "tokens"}
+    assert here.play("configure", exporter_proxy_config=config).status == 0
+    before = here.files
+    assert set(before) == {"config.yml", "conf.d/more.yml", "tokens"}
+
+    # What is included counts, too: the same name twice.
+    played = here.play(
+        "configure",
+        exporter_proxy_config=config,
+        exporter_proxy_exporters={"more": EXPORTERS["node_exporter"]},
+    )
+    assert played.status != 0
+    assert "conf.d/more.yml" in played.output
+    assert here.files == before
+
+
+def test_the_daemons_user_judges(here: Here, tmp_path: Path) -> None:
+    """It is not root, who may read anything."""
+    here.add_program("runuser", f'#!/bin/sh\necho "$*" >>{tmp_path}/runuser.log\nshift 3\nexec "$@"\n')
+    assert here.play("configure").status == 0
+    assert (tmp_path / "runuser.log").read_text().startswith(f"-u root -- {tool('exporter_proxy')} check ")
