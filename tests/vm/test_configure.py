@@ -64,7 +64,8 @@ class Here:
 
     @property
     def asked_of_systemd(self) -> list[str]:
-        return (self.directory / "bin/systemctl.log").read_text().splitlines()
+        log = self.directory / "bin/systemctl.log"
+        return log.read_text().splitlines() if log.exists() else []
 
     def add_program(self, name: str, text: str) -> None:
         """What is found in place of the host's own."""
@@ -185,3 +186,24 @@ def test_the_daemons_user_judges(here: Here, tmp_path: Path) -> None:
     here.add_program("runuser", f'#!/bin/sh\necho "$*" >>{tmp_path}/runuser.log\nshift 3\nexec "$@"\n')
     assert here.play("configure").status == 0
     assert (tmp_path / "runuser.log").read_text().startswith(f"-u root -- {tool('exporter_proxy')} check ")
+
+
+def test_a_release_that_is_not_installed_is_not_run(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    played = here.play("run", _exporter_proxy_next_command=str(tmp_path / "nowhere"))
+    assert played.status != 0
+    assert "nowhere is not there" in played.output
+    assert not (tmp_path / "opt/current").is_symlink()
+    assert not any(asked.startswith(("restart", "start")) for asked in here.asked_of_systemd)
+
+
+def test_files_for_https_go_once_the_daemon_is_told_to_do_without(
+    here: Here, tls: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "opt").mkdir()
+    assert here.play("configure", **tls).status == 0
+    with_tls = set(here.files)
+    assert here.play("configure").status == 0
+    assert set(here.files) == with_tls
+    assert here.play("run").status == 0
+    assert set(here.files) == {"config.yml"}
