@@ -45,6 +45,8 @@ HOSTS: dict[str, dict[str, Any]] = {
     },
     "vm3": {"exporter_proxy_state": "absent", "exporter_proxy_exporters": {"node_exporter": NODE}},
     "vm4": {},
+    "vm5": {"ansible_host": "2001:db8::5"},
+    "vm6": {"ansible_host": "10.0.0.6", "prometheus_targets_address": "[2001:db8::6]"},
 }
 
 
@@ -158,7 +160,13 @@ def test_targets_have_the_labels_of_host_and_exporter(written: Written) -> None:
                 ("node_exporter", "/exporters/node"),
             )
         ),
-        ("vm4:9099", {"instance": "vm4", "exporter": "exporter_proxy", "__metrics_path__": "/metrics"}),
+        *(
+            (
+                f"{address}:9099",
+                {"instance": name, "exporter": "exporter_proxy", "__metrics_path__": "/metrics"},
+            )
+            for name, address in (("vm4", "vm4"), ("vm5", "[2001:db8::5]"), ("vm6", "[2001:db8::6]"))
+        ),
     ]
     assert written.targets == [{"targets": [target], "labels": labels} for target, labels in expected]
 
@@ -176,6 +184,8 @@ def test_prometheus_relabels_them(written: Written) -> None:
         ("vm2", "exporter_proxy"): "exporter_proxy",
         ("vm2", "node_exporter"): "node_exporter",
         ("vm4", "exporter_proxy"): "exporter_proxy",
+        ("vm5", "exporter_proxy"): "exporter_proxy",
+        ("vm6", "exporter_proxy"): "exporter_proxy",
     }
     mysqld = found["vm1", "mysqld_exporter"]
     assert (mysqld["datacentre"], mysqld["team"], mysqld["shard"]) == ("fra1", "dba", "7")
