@@ -53,7 +53,9 @@ HOSTS: dict[str, dict[str, Any]] = {
 class Written:
     """The role's two files, after one play of it."""
 
-    def __init__(self, directory: Path, **variables: Any) -> None:
+    def __init__(
+        self, directory: Path, hosts: dict[str, dict[str, Any]] | None = None, **variables: Any
+    ) -> None:
         self.directory = directory
         self.place = directory / "targets"
         self.inventory = directory / "inventory.yml"
@@ -68,7 +70,7 @@ class Written:
         self.inventory.write_text(
             json.dumps(
                 {
-                    "exporter_proxy": {"hosts": HOSTS},
+                    "exporter_proxy": {"hosts": {**HOSTS, **(hosts or {})}},
                     "prometheus": {"hosts": {"prometheus1": prometheus}},
                 }
             )
@@ -232,3 +234,24 @@ def test_passwords_of_the_job_are_for_prometheus_only(able: None, tmp_path: Path
     job = written.place / "scrape_config.yml"
     assert "hunter2" in job.read_text()
     assert (job.stat().st_mode & 0o777, job.group()) == (0o640, "daemon")
+
+
+def test_a_host_that_cannot_be_asked_keeps_its_targets(able: None, tmp_path: Path) -> None:
+    # ssh is refused at once: nothing listens there.
+    away = {"ansible_host": "127.0.0.1", "ansible_port": 1, "exporter_proxy_exporters": "auto"}
+    written = Written(tmp_path, {"away": away, "new": away})
+    written.place.mkdir()
+    before = [
+        {"targets": ["10.0.0.9:9099"], "labels": {"instance": "away", "exporter": name}}
+        for name in ("exporter_proxy", "node_exporter")
+    ]
+    (written.place / "targets.yml").write_text(json.dumps(before))
+    done = written.play()
+    assert done.returncode == 0, done.stdout + done.stderr
+    by_host = {
+        name: [each for each in written.targets if each["labels"]["instance"] == name]
+        for name in ("away", "new", "vm1")
+    }
+    assert by_host["away"] == before
+    assert [each["labels"]["exporter"] for each in by_host["new"]] == ["exporter_proxy"]
+    assert len(by_host["vm1"]) == 4
