@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import subprocess
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,7 @@ class Here:
         (place / name).write_text(text)
         (place / name).chmod(0o755)
 
-    def play(self, tag: str, *arguments: str, **variables: Any) -> Played:
+    def play(self, tag: str, *arguments: str, playbook: str = "", **variables: Any) -> Played:
         here = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
         (self.directory / "inventory.yml").write_text(
             json.dumps({"exporter_proxy": {"hosts": {"here": here}}})
@@ -98,9 +101,9 @@ class Here:
             [
                 tool("ansible-playbook"),
                 f"--inventory={self.directory / 'inventory.yml'}",
-                self.directory / "site.yml",
+                playbook or self.directory / "site.yml",
                 f"--extra-vars=@{self.directory / 'variables.json'}",
-                f"--tags=exporter_proxy_{tag}",
+                *([f"--tags=exporter_proxy_{tag}"] if tag else []),
                 *arguments,
             ],
             env={**settings, "PATH": f"{self.directory / 'bin'}:{settings['PATH']}"},
@@ -207,3 +210,42 @@ def test_files_for_https_go_once_the_daemon_is_told_to_do_without(
     assert set(here.files) == with_tls
     assert here.play("run").status == 0
     assert set(here.files) == {"config.yml"}
+
+
+class Unknowing(http.server.BaseHTTPRequestHandler):
+    """A Prometheus that has no series."""
+
+    def do_GET(self) -> None:
+        body = b'{"status": "success", "data": {"resultType": "vector", "result": []}}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def prometheus() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unknowing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_rollout_that_nothing_would_stop_does_not_begin(here: Here, prometheus: str) -> None:
+    rollout: dict[str, Any] = {
+        "playbook": "exporter_proxy.fleet.rollout",
+        "rollout_prometheus_url": prometheus,
+        # So that the role is as far as it gets.
+        "exporter_proxy_firewall": "auto",
+    }
+    told = "exporter_proxy_prometheus_addresses is empty"
+    refused = here.play("", **rollout)
+    assert refused.status != 0
+    assert "rollout_unscraped_ok" in refused.output
+    assert told not in refused.output
+    allowed = here.play("", **rollout, rollout_unscraped_ok="true")
+    assert told in allowed.output

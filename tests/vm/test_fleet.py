@@ -158,7 +158,10 @@ def wait_until_ready(fleet: Fleet) -> None:
 
 
 def test_one_run_for_ten_hosts(fleet: Fleet, prometheus: None, record_property: Record) -> None:
-    played = fleet.roll_out("--extra-vars={rollout_batches: [1, 9]}")
+    refused = fleet.roll_out("--extra-vars={rollout_batches: [1, 9]}")
+    assert (list(refused.recaps), refused.recap.failed, refused.recap.changed) == (["vm01"], 1, 0)
+    assert "rollout_unscraped_ok" in refused.output
+    played = fleet.roll_out("--extra-vars={rollout_batches: [1, 9], rollout_unscraped_ok: true}")
     record_property("recap", played.summary)
     assert played.status == 0
     assert len(played.recaps) == HOSTS + 1
