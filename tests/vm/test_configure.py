@@ -249,3 +249,13 @@ def test_a_rollout_that_nothing_would_stop_does_not_begin(here: Here, prometheus
     assert told not in refused.output
     allowed = here.play("", **rollout, rollout_unscraped_ok="true")
     assert told in allowed.output
+
+
+def test_variables_of_the_command_line_are_text(here: Here, tmp_path: Path) -> None:
+    releases = tmp_path / "opt/releases"
+    for version in ("1.0.0", "0.9.0", "0.8.0"):
+        (releases / version).mkdir(parents=True)
+    here.play("configure", exporter_proxy_use_socket="false")
+    assert b"listen: 0.0.0.0:9099" in here.files["config.yml"]
+    assert here.play("run", exporter_proxy_keep_releases="1").status == 0
+    assert [path.name for path in releases.iterdir()] == ["1.0.0"]
