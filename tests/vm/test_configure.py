@@ -259,3 +259,16 @@ def test_variables_of_the_command_line_are_text(here: Here, tmp_path: Path) -> N
     assert b"listen: 0.0.0.0:9099" in here.files["config.yml"]
     assert here.play("run", exporter_proxy_keep_releases="1").status == 0
     assert [path.name for path in releases.iterdir()] == ["1.0.0"]
+
+
+def test_a_configuration_that_is_no_yaml_is_mended(here: Here) -> None:
+    here.etc.mkdir()
+    (here.etc / "config.yml").write_text("listen: [\nexporters: }\n")
+    assert here.play("configure").status == 0
+    assert "restart exporter_proxy.service" in here.asked_of_systemd
+
+    asked = len(here.asked_of_systemd)
+    other = {"process_exporter": {"url": "http://127.0.0.1:9256/metrics"}}
+    assert here.play("configure", exporter_proxy_exporters=other).status == 0
+    assert "reload exporter_proxy.service" in here.asked_of_systemd[asked:]
+    assert "restart exporter_proxy.service" not in here.asked_of_systemd[asked:]
