@@ -272,3 +272,35 @@ def test_a_configuration_that_is_no_yaml_is_mended(here: Here) -> None:
     assert here.play("configure", exporter_proxy_exporters=other).status == 0
     assert "reload exporter_proxy.service" in here.asked_of_systemd[asked:]
     assert "restart exporter_proxy.service" not in here.asked_of_systemd[asked:]
+
+
+@pytest.fixture
+def package(here: Here, tmp_path: Path) -> dict[str, Any]:
+    """The role's variables for a Debian package, with a dpkg that installs none."""
+    (tmp_path / "tree/DEBIAN").mkdir(parents=True)
+    (tmp_path / "tree/DEBIAN/control").write_text(
+        "Package: exporter-proxy\nVersion: 1.2.3-1+deb12\nArchitecture: all\nMaintainer: x <x@example.org>\n"
+        "Description: nothing\n"
+    )
+    subprocess.run(["dpkg-deb", "--build", "-Zxz", tmp_path / "tree", tmp_path / "a.deb"], check=True)
+    here.add_program("dpkg", '#!/bin/sh\necho "$*" >>"${0%/*}/dpkg.log"\n')
+    here.add_program("dpkg-query", '#!/bin/sh\necho -n "installed ${INSTALLED:-1.2.2-1+deb12}"\n')
+    here.add_program("dpkg-deb", "#!/bin/sh\nexit 127\n")
+    return {
+        "exporter_proxy_install_method": "deb",
+        "exporter_proxy_deb": str(tmp_path / "a.deb"),
+        "_exporter_proxy_deb_copy": str(tmp_path / "copy.deb"),
+    }
+
+
+def test_the_controller_needs_no_dpkg(
+    here: Here, package: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = here.play("install", **package)
+    assert (installed.status, installed.changed) == (0, 3)
+    assert (
+        (here.directory / "bin/dpkg.log").read_text().endswith(f"--install {here.directory / 'copy.deb'}\n")
+    )
+    monkeypatch.setenv("INSTALLED", "1.2.3-1+deb12")
+    again = here.play("install", **package)
+    assert (again.status, again.changed) == (0, 0)
