@@ -304,3 +304,24 @@ def test_the_controller_needs_no_dpkg(
     monkeypatch.setenv("INSTALLED", "1.2.3-1+deb12")
     again = here.play("install", **package)
     assert (again.status, again.changed) == (0, 0)
+
+
+# As dpkg says it, once.
+LOCKED = """\
+#!/bin/sh
+echo "$*" >>"${0%/*}/dpkg.log"
+[ "$(wc -l <"${0%/*}/dpkg.log")" -gt 1 ] && exit
+echo "dpkg: error: dpkg frontend lock was locked by another process with pid 42" >&2
+exit 2
+"""
+
+
+def test_dpkg_is_asked_again_while_another_has_its_lock(here: Here, package: dict[str, Any]) -> None:
+    here.add_program("dpkg", LOCKED)
+    assert here.play("install", **package).status == 0
+    assert len((here.directory / "bin/dpkg.log").read_text().splitlines()) == 2
+    here.add_program("dpkg", '#!/bin/sh\necho "dpkg: error: no such package" >&2\nexit 1\n')
+    refused = here.play("install", **package)
+    assert refused.status != 0
+    assert "no such package" in refused.output
+    assert "RETRYING" not in refused.output
