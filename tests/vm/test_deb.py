@@ -67,6 +67,15 @@ def test_upgrade_and_rollback(machine: Machine, packages: list[Release]) -> None
         assert changes(machine, **variables(package)) == 0
 
 
+def test_an_upgrade_over_a_broken_configuration_runs(machine: Machine, packages: list[Release]) -> None:
+    """The package restarts nothing where it refuses the configuration; the role's own is a mere reload."""
+    machine.write("/etc/exporter_proxy/config.yml", "listen: systemd\nlistne: x\n")
+    assert changes(machine, **variables(packages[1])) > 0
+    assert machine.running_version() == packages[1].version
+    assert changes(machine, **variables(packages[1])) == 0
+    assert changes(machine, **variables(packages[0])) > 0
+
+
 def test_without_the_socket(machine: Machine, packages: list[Release]) -> None:
     without = variables(packages[0], exporter_proxy_use_socket=False)
     assert changes(machine, **without) > 0
