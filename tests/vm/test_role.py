@@ -172,6 +172,24 @@ def test_a_mistake_never_replaces_what_runs(
     assert A_METRIC["node_exporter"] in machine.scrape("/node_exporter/metrics")
 
 
+def test_a_configuration_that_only_the_unit_refuses_fails_the_play(
+    machine: Machine, variables: dict[str, Any], record_property: Record
+) -> None:
+    pid = machine.main_pid()
+    machine.guest.run("mkdir", "-p", "/home/x")
+    machine.write("/home/x/tokens", "t" * 40 + "\n")
+    hidden = {**variables, "exporter_proxy_config": {"bearer_tokens_file": "/home/x/tokens"}}
+    for _ in range(2):  # a second play finds nothing to change, and is no better
+        played = machine.play(hidden)
+        assert played.recap.failed == 1
+        assert "config not reloaded" in played.output
+        assert "/home/x/tokens" in played.output
+    assert A_METRIC["node_exporter"] in machine.scrape("/node_exporter/metrics")
+    machine.guest.run("rm", "-r", "/home/x")
+    assert_changed(machine.play(variables), record_property)
+    assert machine.main_pid() == pid
+
+
 class Scraping:
     """Scrapes again and again while something else happens."""
 
