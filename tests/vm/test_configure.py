@@ -153,6 +153,8 @@ def test_no_secret_is_in_a_diff(here: Here, tls: dict[str, Any], mode: tuple[str
 def test_a_key_that_does_not_belong_replaces_nothing(here: Here, tls: dict[str, Any], tmp_path: Path) -> None:
     assert here.play("configure", **tls).status == 0
     before = here.files
+    # Not on the command line: what judges config.yml without the unit, as the package does, judges all of it.
+    assert f"web_config_file: {here.etc}/web.yml" in before["config.yml"].decode()
     assert {"config.yml", "web.yml", "tls/server.crt", "tls/server.key"} == set(before)
     again = here.play("configure", **tls)
     assert (again.status, again.changed) == (0, 0)
