@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.vm.play import PLAY_SECONDS, environment, tool
+from tests.vm.play import COLLECTION, PLAY_SECONDS, environment, tool
 
 SITE = """\
 - name: Write the targets
@@ -255,3 +256,18 @@ def test_a_host_that_cannot_be_asked_keeps_its_targets(able: None, tmp_path: Pat
     assert by_host["away"] == before
     assert [each["labels"]["exporter"] for each in by_host["new"]] == ["exporter_proxy"]
     assert len(by_host["vm1"]) == 4
+
+
+def test_hosts_of_the_readme_that_differ_are_different_fleets() -> None:
+    """The alert about drift compares the daemons of one fleet."""
+    (inventory,) = re.findall(
+        r"```yaml\n(exporter_proxy:\n.*?)```", (COLLECTION / "README.md").read_text(), re.S
+    )
+    group = yaml.safe_load(inventory)["exporter_proxy"]
+    exporters: dict[str, list[Any]] = {}
+    for host in group["hosts"].values():
+        variables = {**group["vars"], **(host or {})}
+        fleet = variables.get("prometheus_targets_labels", {}).get("fleet", "")
+        exporters.setdefault(fleet, []).append(variables["exporter_proxy_exporters"])
+    assert len(exporters) > 1
+    assert all(each == alike[0] for alike in exporters.values() for each in alike)
