@@ -28,6 +28,7 @@ from exporter_proxy.config import (
 )
 from exporter_proxy.config.pushprox import host_fqdn
 from exporter_proxy.config.values import BadValue
+from exporter_proxy.output import complain, put, use_utf8
 from exporter_proxy.threads import are_any_left, in_thread
 
 DEFAULT_CONFIG_FILES = ("config.yml", "/etc/exporter_proxy/config.yml")
@@ -40,19 +41,33 @@ class NoConfigError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    parser = _parser()
-    options, unknown = parser.parse_known_args(_normalised(sys.argv[1:] if arguments is None else arguments))
-    if unknown:
-        options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    use_utf8()
     try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
         status: int = options.run(options)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         return 1
     except NoConfigError as error:
-        print(f"exporter_proxy: {error}", file=sys.stderr)
+        complain(f"exporter_proxy: {error}")
         return 1
+    except KeyboardInterrupt:
+        # Ended by the signal, which no exit status can say: a loop of a shell then ends, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+        raise
     return status
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    try:
+        options, unknown = _parser().parse_known_args(_normalised(arguments))
+    except SystemExit:
+        put("")  # help has been printed, and may still be in the buffer
+        raise
+    if unknown:
+        options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def _normalised(arguments: Sequence[str]) -> list[str]:
@@ -287,7 +302,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         if options.discover:
             if options.config_file is not None:
-                print("exporter_proxy: --discover and --config.file exclude each other", file=sys.stderr)
+                complain("exporter_proxy: --discover and --config.file exclude each other")
                 return 2
             from exporter_proxy.discovered import serve_discovered  # noqa: PLC0415
 
@@ -300,7 +315,7 @@ def _serve(options: argparse.Namespace) -> int:
 
             run(load, serve_options)
     except StartError as error:
-        print(f"exporter_proxy: {error}", file=sys.stderr)
+        complain(f"exporter_proxy: {error}")
         return 1
     if are_any_left():
         # One that comes back while the interpreter is taken down ends amid its call, which some do not
@@ -320,9 +335,9 @@ def _check(options: argparse.Namespace) -> int:
     path = _config_file(options)
     config = load_config(path, _overrides(options))
     for warning in (*config_warnings(config), *host_warnings(config)):
-        print(f"{path}: warning: {warning}", file=sys.stderr)
+        complain(f"{path}: warning: {warning}")
     count = len(config.exporters)
-    print(f"{path}: OK ({count} exporter{'' if count == 1 else 's'})")
+    put(f"{path}: OK ({count} exporter{'' if count == 1 else 's'})\n")
     return 0
 
 
@@ -332,12 +347,13 @@ def _discover(options: argparse.Namespace) -> int:
     found = asyncio.run(discover_once.find(options.ask_all))
     if options.write is not None:
         done = discover_once.write(found, options.write, options.ask_all)
-        print(done, file=sys.stdout if options.format is None else sys.stderr)
         if options.format is None:
+            put(f"{done}\n")
             return 0
+        complain(done)
     elif not found:
-        print(f"exporter_proxy: {discover_once.none_found(options.ask_all)}", file=sys.stderr)
-    print(discover_once.FORMATS[options.format or "config"](found), end="")
+        complain(f"exporter_proxy: {discover_once.none_found(options.ask_all)}")
+    put(discover_once.FORMATS[options.format or "config"](found))
     return 0
 
 
@@ -347,10 +363,10 @@ def _scrape(options: argparse.Namespace) -> int:
     config = load_config(_config_file(options))
     known = [exporter.name for exporter in config.exporters]
     if options.name not in known:
-        print(f"exporter_proxy: no exporter {options.name!r}; there is: {', '.join(known)}", file=sys.stderr)
+        complain(f"exporter_proxy: no exporter {options.name!r}; there is: {', '.join(known)}")
         return 2
     result = asyncio.run(scrape_once(config, options.name))
-    print(report(result), end="")
+    put(report(result))
     return 0 if result.is_successful else 1
 
 
@@ -366,7 +382,7 @@ def _prometheus_config(options: argparse.Namespace) -> int:
         try:
             targets.append(prometheus_config.parse_target(text, own.port))
         except BadValue as bad:
-            print(f"exporter_proxy: --target {text!a}: {bad.why}", file=sys.stderr)
+            complain(f"exporter_proxy: --target {text!a}: {bad.why}")
             return 2
     entrance = prometheus_config.Entrance(
         targets=tuple(targets) or (own,),
@@ -378,7 +394,7 @@ def _prometheus_config(options: argparse.Namespace) -> int:
         text = prometheus_config.scrape_configs(config, entrance, one_job=options.job == "one")
     else:
         text = prometheus_config.target_list(config.exporters, entrance)
-    print(text, end="")
+    put(text)
     return 0
 
 
@@ -388,13 +404,11 @@ def _import(options: argparse.Namespace) -> int:
     imported = import_once.read([options.file, *options.directories])
     done = import_once.write(imported, options.write) if options.write is not None else None
     for note in imported.notes:
-        print(note, file=sys.stderr)
+        complain(str(note))
     if done is not None:
-        print(done)
+        put(f"{done}\n")
         return 0
     if imported.may_hold_secrets:
-        print(
-            "exporter_proxy: what is printed may hold secrets, --write=FILE keeps it private", file=sys.stderr
-        )
-    print(imported.text, end="")
+        complain("exporter_proxy: what is printed may hold secrets, --write=FILE keeps it private")
+    put(imported.text)
     return 0

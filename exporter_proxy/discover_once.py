@@ -84,7 +84,7 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
 
 
 def _as_the_file_is(problems: Sequence[Problem], data: bytes, file: str) -> list[Problem]:
-    """The problems with the places that they have in ``data``, none for one that the new lines would bring."""
+    """The problems, with the places that they have in ``data``; what the new lines would bring has none."""
     try:
         parse_config(data, file)
         there: Sequence[Problem] = ()

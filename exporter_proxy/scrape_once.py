@@ -6,6 +6,7 @@ of the daemon would get, because the same code gives them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -90,6 +91,10 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
         pass  # the exchange says why
     finally:
         await route.transport.aclose()
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # To the pipeline that is a daemon which stops, and it has answered. Here it is Ctrl-C.
+        raise asyncio.CancelledError
     return result
 
 

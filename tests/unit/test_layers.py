@@ -24,7 +24,7 @@ CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("discovered", "discover_once", "import_once", "scrape_once"),
+    ("discovered", "discover_once", "import_once", "scrape_once", "output"),
     ("daemon",),
     ("reload",),
     ("pushprox",),
