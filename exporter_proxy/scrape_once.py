@@ -20,8 +20,8 @@ from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
-from exporter_proxy.reasons import Reason
-from exporter_proxy.scrape.exposition import Malformed, Summary, TooLarge, summarise
+from exporter_proxy.reasons import Reason, printable
+from exporter_proxy.scrape.exposition import Malformed, Summary, TooLarge, summarise, verifier_for
 from exporter_proxy.scrape.exposition.gunzip import GzipVerifier
 from exporter_proxy.scrape.routing import build_routes
 from exporter_proxy.upstreams import make_upstream
@@ -48,11 +48,13 @@ class ScrapeResult:
     max_decoded_bytes: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
+    problem: str | None = None
+    """Why Prometheus would not take in the complete answer; ``None``: it would, or there is none."""
 
     @property
     def is_successful(self) -> bool:
-        """Whether Prometheus would have had a complete 200."""
-        return self.exchange.reason is None
+        """Whether Prometheus would have had a complete 200, and taken it in."""
+        return self.exchange.reason is None and self.problem is None
 
     @property
     def is_the_exporters(self) -> bool:
@@ -95,7 +97,25 @@ async def scrape_once(config: Config, name: str) -> ScrapeResult:
     if task is not None and task.cancelling():
         # To the pipeline that is a daemon which stops, and it has answered. Here it is Ctrl-C.
         raise asyncio.CancelledError
+    if exchange.reason is None:
+        result.problem = _problem(result)
     return result
+
+
+def _problem(result: ScrapeResult) -> str | None:
+    """What is wrong with the answer, whether or not the exporter has ``verify``."""
+    content_type = result.headers.get("content-type")
+    verifier = verifier_for(
+        content_type, result.headers.get("content-encoding"), max_decoded_bytes=result.max_decoded_bytes
+    )
+    if verifier is None:
+        return None
+    try:
+        verifier.feed(memoryview(result.body))
+        verifier.finish()
+    except (Malformed, TooLarge) as fault:
+        return str(fault)
+    return None
 
 
 async def _receive() -> dict[str, Any]:
@@ -109,7 +129,7 @@ def report(result: ScrapeResult) -> str:
     rows = [
         ("exporter", f"{exchange.exporter} at {result.url}"),
         ("status", str(exchange.status)),
-        ("reason", exchange.reason or "none, it succeeded"),
+        ("reason", exchange.reason or ("none, it succeeded" if result.problem is None else "none")),
         ("deadline", f"{exchange.timeout_seconds:g} s"),
         ("connect", _milliseconds(exchange.connect_seconds)),
         ("first byte", _milliseconds(exchange.first_byte_seconds)),
@@ -120,7 +140,7 @@ def report(result: ScrapeResult) -> str:
         size = "" if decoded is None else f", {len(decoded)} decoded"
         rows.append(("bytes", f"{exchange.received_bytes} on the wire{size}"))
         if result.is_the_exporters:
-            rows.append(("content type", content_type or "none"))
+            rows.append(("content type", printable(content_type) or "none"))
         if decoded is not None and result.is_successful:
             summary: Summary = summarise(decoded, content_type)
             rows.append(("series", f"{summary.series} in {summary.families} families"))
@@ -128,6 +148,8 @@ def report(result: ScrapeResult) -> str:
     if exchange.message:
         excerpt = f": {exchange.excerpt}" if exchange.excerpt else ""
         lines.append(f"{exchange.exporter}: {exchange.message}{excerpt}")
+    if result.problem is not None:
+        lines.append(f"problem: {result.problem}")
     return "\n".join(lines) + "\n"
 
 

@@ -230,6 +230,38 @@ def test_scrape_of_an_exporter_that_is_up(tmp_path: Path) -> None:
     assert rows["series"] == "3 in 2 families"
 
 
+@pytest.mark.parametrize(
+    ("content_type", "page", "problem"),
+    [
+        ("text/html", b"<html>\n", "line 1: "),
+        ("text/plain", b"a 1\nnot a page {\n", "line 2: "),
+        ("application/openmetrics-text; version=1.0.0", b"# TYPE a counter\na_total 1\n", "# EOF"),
+    ],
+)
+def test_scrape_of_a_page_that_prometheus_refuses(
+    tmp_path: Path, content_type: str, page: bytes, problem: str
+) -> None:
+    with FakeExporter(respond(headers=[("Content-Type", content_type)], body=page)) as exporter:
+        status, rows, rest = scraped(tmp_path, exporter)
+    assert (status, rows["status"], rows["reason"]) == (1, "200", "none")
+    assert "series" not in rows
+    assert rest.startswith("problem: ")
+    assert problem in rest
+
+
+def test_scrape_of_a_status_that_is_no_200(tmp_path: Path) -> None:
+    with FakeExporter([send(b"HTTP/1.1 204 No Content\r\n\r\n"), close()]) as exporter:
+        status, rows, rest = scraped(tmp_path, exporter)
+    assert (status, rows["status"], rows["reason"]) == (1, "204", "upstream_status")
+    assert "answered 204, which is no success to Prometheus" in rest
+
+
+def test_scrape_shows_no_escapes_of_the_exporters(tmp_path: Path) -> None:
+    with FakeExporter(respond(headers=[("Content-Type", "text/plain; a=\x9b2J")])) as exporter:
+        _, rows, _ = scraped(tmp_path, exporter)
+    assert rows["content type"] == r"text/plain; a=\x9b2J"
+
+
 def test_scrape_of_nobody_there(tmp_path: Path) -> None:
     with refusing_port() as port:
         write_config(tmp_path, exporters={"x": {"url": f"http://127.0.0.1:{port}/metrics"}})
