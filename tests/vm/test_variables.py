@@ -93,6 +93,28 @@ def test_what_cannot_be_listened_on_is_an_error_before_anything_changes(
     assert f"{address} and {port} cannot be listened on".strip() in said
 
 
+@pytest.mark.parametrize(
+    ("sources", "address", "status", "told"),
+    [
+        (["2001:db8::5"], "0.0.0.0", 2, "nobody could scrape"),
+        (["192.0.2.5", "2001:db8::5"], "0.0.0.0", 0, "2001:db8::5 cannot scrape over IPv6"),
+        (["2001:db8::5"], "::", 0, ""),
+        (["192.0.2.5"], "0.0.0.0", 0, ""),
+    ],
+)
+def test_it_is_said_for_whom_nothing_listens(
+    tmp_path: Path, sources: list[str], address: str, status: int, told: str
+) -> None:
+    variables = {
+        "exporter_proxy_prometheus_addresses": sources,
+        "exporter_proxy_listen_address": address,
+    }
+    done, said = play(tmp_path, {**PROMETHEUS, **variables}, [role("preflight.yml")])
+    assert done == status
+    assert told in said
+    assert told or "IPv4 only" not in said
+
+
 @pytest.mark.parametrize("as_found", [False, True], ids=["listed", "found"])
 def test_the_daemon_is_let_out_to_exporters_off_loopback(tmp_path: Path, as_found: bool) -> None:
     """Those that are found are in the configuration by then."""
