@@ -69,20 +69,20 @@ def read_included(top: Section, source: str, base_dir: str) -> Included:
     for pattern in top.get_list("include", FILE_PATH, ()):
         shown_pattern = os.path.join(os.path.dirname(source), pattern)  # noqa: PTH118, PTH120 - as above
         wrong = None
+        named = pattern
         for shown in _matching(shown_pattern, base_dir):
             path = os.path.join(base_dir, shown)  # noqa: PTH118 - as above
             real = os.path.realpath(path)
-            wrong = wrong or check_readable(path)
-            if real == own_path:
-                wrong = "it includes this file itself"
+            wrong = "it includes this file itself" if real == own_path else _why_no_file(path, pattern)
             if wrong is not None:
+                named = pattern if real == own_path or shown == shown_pattern else shown
                 break
             if real not in seen:
                 seen.add(real)
                 included.add(path, shown)
         wrong = wrong or _why_nothing_can_match(os.path.join(base_dir, shown_pattern))  # noqa: PTH118 - as above
         if wrong is not None:
-            top.report("include", f"{quoted(pattern)}: {wrong}")
+            top.report("include", f"{quoted(named)}: {wrong}")
     return included
 
 
@@ -107,6 +107,17 @@ def _matching(pattern: str, base_dir: str) -> Iterator[str]:
     for one in names:
         if fnmatch.fnmatchcase(one, name) and not one.startswith("."):
             yield os.path.join(directory, one)  # noqa: PTH118 - as above
+
+
+def _why_no_file(path: str, pattern: str) -> str | None:
+    """What keeps the file at ``path``, which ``pattern`` means, from being read; ``None``: nothing."""
+    if os.path.isdir(path):  # noqa: PTH112 - as above
+        if _has_wildcards(os.path.basename(pattern)):  # noqa: PTH119 - as above
+            return "is a directory; move it, or have the pattern match files only"
+        return f"is a directory; name the files in it, as in {quoted(os.path.join(pattern, '*.yml'))}"  # noqa: PTH118
+    wrong = check_readable(path)
+    is_dangling = os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - as above
+    return "is a link to a file that is not there" if wrong is not None and is_dangling else wrong
 
 
 def _why_nothing_can_match(pattern: str) -> str | None:

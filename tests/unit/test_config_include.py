@@ -124,7 +124,8 @@ def test_clashes_are_told_with_both_places(directory: Path) -> None:
     [
         ("[no.d/*.yml]", '"no.d/*.yml": "no.d" cannot be read (No such file or directory)'),
         ("[conf.d/a.yml]", '"conf.d/a.yml": no such file'),
-        ("[conf.d]", '"conf.d": not a regular file'),
+        ("[conf.d]", '"conf.d": is a directory; name the files in it, as in "conf.d/*.yml"'),
+        ("[conf.d/]", '"conf.d/": is a directory; name the files in it, as in "conf.d/*.yml"'),
         ('["c*/*.yml"]', '"c*/*.yml": wildcards can stand in the name of the file only'),
         ('["*.yml"]', '"*.yml": it includes this file itself'),
         ("conf.d/*.yml", "expected a list, each item the path of a file, got text"),
@@ -137,9 +138,27 @@ def test_what_cannot_be_included(directory: Path, include: str, says: str) -> No
     assert found.startswith("config.yml:1:1")
 
 
-def test_pipes_are_not_waited_for(directory: Path) -> None:
-    os.mkfifo(directory / "conf.d" / "a.yml")
-    assert problems(directory) == ['config.yml:1:10: include: "conf.d/*.yml": not a regular file']
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("pipe", "not a regular file"),
+        ("directory", "is a directory; move it, or have the pattern match files only"),
+        ("link", "is a link to a file that is not there"),
+    ],
+)
+def test_what_is_no_file_is_named_and_not_waited_for(directory: Path, kind: str, says: str) -> None:
+    odd = directory / "conf.d" / "b.yml"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "directory":
+        odd.mkdir()
+    else:
+        odd.symlink_to("nowhere.yml")
+    # The path is cut where it is long.
+    (told,) = problems(directory, a=entry("a"), c=entry("c"))
+    assert told.startswith("config.yml:1:10: include: ")
+    assert told.endswith(f": {says}")
+    assert "*" not in told
 
 
 def test_there_must_be_an_exporter_somewhere(directory: Path) -> None:
