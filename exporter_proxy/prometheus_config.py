@@ -62,6 +62,8 @@ class Entrance:
 
 def parse_target(text: str, default_port: int) -> Target:
     """``host`` or ``host:port``; IPv6 addresses in brackets. Raises ``BadValue``."""
+    if "://" in text:
+        raise BadValue("HOST or HOST:PORT, without http://")
     match = HOST_PORT.fullmatch(text)
     if match is None and text.count(":") > 1 and not text.startswith("["):
         raise BadValue('an IPv6 address goes in brackets, as in "[2001:db8::1]:9099"')

@@ -204,6 +204,12 @@ def test_what_is_no_target(text: str) -> None:
         parse_target(text, 9099)
 
 
+def test_a_url_is_no_target() -> None:
+    with pytest.raises(BadValue) as caught:
+        parse_target("http://vm1:9099", 9099)
+    assert caught.value.why == "HOST or HOST:PORT, without http://"
+
+
 @pytest.mark.parametrize(
     ("listen", "target"),
     [
