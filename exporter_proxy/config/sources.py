@@ -153,7 +153,10 @@ def _check_program(program: str) -> None:
         raise BadValue("the path of the program must be absolute, no PATH is searched and no shell reads it")
     mode = _mode(program)
     if not mode:
-        advice = "write each argument as an item of its own" if " " in program else "correct the path"
+        as_items = "write each argument as an item of its own"
+        if stat.S_ISREG(_mode(program.split(maxsplit=1)[0])):
+            raise BadValue(as_items)
+        advice = as_items if " " in program else "correct the path"
         raise BadValue(f"there is no such program, install it or {advice}")
     if not stat.S_ISREG(mode):
         raise BadValue("not a regular file")

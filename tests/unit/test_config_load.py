@@ -343,3 +343,18 @@ def test_thousand_exporters_load_quickly() -> None:
     config = parse_config(data, "config.yml")
     assert time.process_time() - started < 2
     assert len(config.exporters) == 1000
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("/bin/sh -c true", '"/bin/sh": write each argument as an item of its own'),
+        (
+            "/no/such -c true",
+            '"/no/such": there is no such program, install it or write each argument as an item of its own',
+        ),
+    ],
+)
+def test_a_command_with_its_arguments_in_one_item(command: str, says: str) -> None:
+    (problem,) = problems(f"exporters: {{a: {{command: [{command}]}}}}".encode())
+    assert problem == f"config.yml:1:26: exporters.a.command: {says}"
