@@ -115,9 +115,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _file_name(text: str) -> str:
+    """A shell gives an empty one where a variable is not set; it would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file is missing")
+    return text
+
+
 def _add_config_file(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config.file",
+        type=_file_name,
         dest="config_file",
         metavar="FILE",
         help=f"default: {', then '.join(DEFAULT_CONFIG_FILES)}",
@@ -193,7 +201,10 @@ def _add_discover(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="what to print; config, a configuration to start from, where nothing is written",
     )
     discover.add_argument(
-        "--write", metavar="FILE", help="add the new ones to this configuration, or create it"
+        "--write",
+        type=_file_name,
+        metavar="FILE",
+        help="add the new ones to this configuration, or create it",
     )
     discover.add_argument(
         "--all", dest="ask_all", action="store_true", help="ask every socket, not only those like exporters'"
@@ -251,7 +262,10 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="as its -config.dirs; one can stand in place of FILE, too",
     )
     command.add_argument(
-        "--write", metavar="FILE", help="create this file, instead of printing the configuration"
+        "--write",
+        type=_file_name,
+        metavar="FILE",
+        help="create this file, instead of printing the configuration",
     )
     command.set_defaults(run=_import)
 

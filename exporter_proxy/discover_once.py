@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -57,6 +58,9 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
             raise ConfigError([Problem(file, None, None, "", f"not created: {none_found(asked_all)}")])
         _replace(file, config_text(found).encode())
         return f"{file}: created with {_names(found)}"
+    if _is_odd(file):
+        # A pipe or a terminal would be waited for, and then be replaced.
+        raise ConfigError([Problem(file, None, None, "", "not a regular file; name another with --write")])
     data = read_file(file, "--write")
     present = read_present(data, file)
     known = {_place(url) for url in present.urls}
@@ -81,6 +85,15 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
         raise ConfigError(_as_the_file_is(error.problems, data, file)) from None
     _replace(file, result)
     return f"{file}: added {_names(new)}"
+
+
+def _is_odd(file: str) -> bool:
+    """Whether there is something that is neither a file nor a directory."""
+    try:
+        mode = Path(file).stat().st_mode
+    except OSError:
+        return False  # whoever reads it says so
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _as_the_file_is(problems: Sequence[Problem], data: bytes, file: str) -> list[Problem]:

@@ -125,3 +125,10 @@ def test_a_mistake_that_the_new_lines_would_bring_has_no_place(tmp_path: Path) -
     first, last = refusal(file, found).splitlines()
     assert first.startswith(f"{file}: exporters.no name: ")
     assert last == f"{file}: nothing was written; correct this first"
+
+
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/null")):
+        assert refusal(file) == f"{file}: not a regular file; name another with --write"
+    assert refusal(tmp_path) == f"{tmp_path}: is a directory; name the file in it with --write"
