@@ -53,6 +53,7 @@ DIRECTORIES = {
     "/usr/local/bin/smart": "bin/smart",
 }
 CONFIG = "/etc/exporter_proxy/config.yml"
+IMPORTED = "/etc/exporter_proxy/imported.yml"
 NGINX_AROUND = """
 daemon off;
 pid {directory}/nginx.pid;
@@ -142,7 +143,9 @@ class Place:
                 assert not step.output
                 self._systemctl(*words[1:])
             else:
-                assert words[0] in ("exporter_proxy", "curl"), f"{step}: the test does not know {words[0]}"
+                assert words[0] in ("exporter_proxy", "curl", "mv"), (
+                    f"{step}: the test does not know {words[0]}"
+                )
                 complaint = difference(step.output, self._printed(step))
                 assert not complaint, f"{step}\n{complaint}"
 
@@ -299,8 +302,9 @@ def test_from_exporter_exporter(place: Place) -> None:
     place.start_exporters(9100, 9115)
     place.start(EXPEXP_PROGRAM)
     before = place.get(9999, "/proxy?module=smart").expect_ok().body
+    place.write(CONFIG, "# As a package has brought it.\n")
     place.run(write)
-    assert place.read(CONFIG) == ours.text
+    assert place.read(IMPORTED) == ours.text
     with place.scraping(jobs) as prometheus:
         place.run(change)
         assert samples(place.get(9999, "/proxy?module=smart").expect_ok().body) == samples(before)
