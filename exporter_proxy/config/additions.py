@@ -47,6 +47,8 @@ def read_present(data: bytes, source: str) -> Present:
     Raises ``ConfigError`` where ``data`` is no YAML mapping at all.
     """
     document = _document(data, source)
+    if _says_nothing(document):
+        return Present(frozenset(), frozenset(), ())
     root = _root(document)
     top = document.entries(root)
     found = _Found()
@@ -103,16 +105,22 @@ def add_exporters(data: bytes, source: str, additions: Sequence[Addition]) -> by
     the result is a good configuration is not looked at.
     """
     document = _document(data, source)
-    root = _root(document)
     text = data.decode("utf-8-sig")
-    added = _insert(text, document, root, additions)
+    if _says_nothing(document):
+        root = yaml.MappingNode("", [])
+        added = _begin(text, additions)
+    else:
+        root = _root(document)
+        added = _insert(text, document, root, additions)
     result = data[: len(data) - len(text.encode())] + added.encode()  # a byte order mark stays
     try:
         is_right = _says_the_same_and_more(root, _document(result, source).root, additions)
     except ConfigError:
         is_right = False
     if not is_right:
-        raise _refusal(source, _section_key(root) or root, "lines added there would change what it says")
+        raise _refusal(
+            source, _section_key(root) or document.root, "lines added there would change what it says"
+        )
     return result
 
 
@@ -121,6 +129,20 @@ def _document(data: bytes, source: str) -> Document:
     if document.problems:
         raise ConfigError(document.problems)
     return document
+
+
+def _says_nothing(document: Document) -> bool:
+    """Whether there are comments at most, or not even they."""
+    return document.root is None or (is_null(document.root) and document.root.value == "")
+
+
+def _begin(text: str, additions: Sequence[Addition]) -> str:
+    """The section below the comments that are all there is."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    blanks = " " * _INDENTATION
+    new = ["exporters:", *(f"{blanks}{line}" for addition in additions for line in addition.lines)]
+    gap = newline if text and not text.endswith("\n") else ""
+    return text + gap + "".join(line + newline for line in new)
 
 
 def _root(document: Document) -> yaml.MappingNode:

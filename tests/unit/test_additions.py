@@ -48,6 +48,9 @@ def test_lines_are_added_at_the_end_of_the_section(text: str) -> None:
         ("exporters: {} # none\nlisten: x\n", "exporters: # none\n@listen: x\n"),
         ("exporters:\nlisten: x\n", "exporters:\n@listen: x\n"),
         ("exporters: ~\n", "exporters:\n@"),
+        ("", "exporters:\n@"),
+        ("# Ours.\n\n# listen: x", "# Ours.\n\n# listen: x\nexporters:\n@"),
+        ("\ufeff# Ours.\n---\n", "\ufeff# Ours.\n---\nexporters:\n@"),
     ],
 )
 def test_a_section_without_entries_gets_them(before: str, after: str) -> None:
@@ -75,7 +78,7 @@ def test_the_example_keeps_its_comments_and_order() -> None:
         ("exporters: [a]\n", "it is not a mapping with one exporter a line"),
         ("{exporters: }\n", "the file is not a mapping with one key a line"),
         ("- a\n", "the file is not a mapping with one key a line"),
-        ("", "the file is not a mapping with one key a line"),
+        ("# a\n---\n...\n", "lines added there would change what it says"),
         ("x: &a\n  q: {url: b}\nexporters: *a\n", "lines added there would change what it says"),
         ("exporters:\n  null\nlisten: x\n", "lines added there would change what it says"),
         ("exporters: {\n}\n", "lines added there would change what it says"),

@@ -132,3 +132,12 @@ def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
     for file in (tmp_path / "pipe", Path("/dev/null")):
         assert refusal(file) == f"{file}: not a regular file; name another with --write"
     assert refusal(tmp_path) == f"{tmp_path}: is a directory; name the file in it with --write"
+
+
+@pytest.mark.parametrize("text", ["", "# Ours.\n"])
+def test_a_file_without_a_word_gets_the_section(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(text)
+    assert write(FOUND, str(file), asked_all=False) == f"{file}: added 1 exporter: node_exporter"
+    added = "exporters:\n  node_exporter:\n    url: http://127.0.0.1:9100/metrics\n"
+    assert file.read_text() == text + added
