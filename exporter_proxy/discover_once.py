@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def write(found: Sequence[FoundExporter], file: str, asked_all: bool) -> str:
     """Add what is new to the configuration ``file``, or create it; one line that says what was done.
 
     An exporter is known where an entry asks the same port of the same address, be the path another
-    one; 127.0.0.1, ::1 and localhost are the same. Raises ``ConfigError``, and then the file is as it was.
+    one; 127.0.0.1, ::1, localhost, 0.0.0.0, :: and the host's name are the same. Raises ``ConfigError``,
+    and then the file is as it was.
     """
     if not os.path.lexists(file):
         if not found:
@@ -117,7 +119,8 @@ def _place(url: UpstreamUrl) -> tuple[str, int | str]:
     if url.socket_path is not None:
         return "unix", url.socket_path
     host = url.host.lower().removesuffix(".")
-    return "localhost" if host in ("127.0.0.1", "::1") else host, url.port
+    is_here = host in ("127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname().lower())
+    return "localhost" if is_here else host, url.port
 
 
 def _names(exporters: Sequence[FoundExporter]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,3 +142,10 @@ def test_a_file_without_a_word_gets_the_section(tmp_path: Path, text: str) -> No
     assert write(FOUND, str(file), asked_all=False) == f"{file}: added 1 exporter: node_exporter"
     added = "exporters:\n  node_exporter:\n    url: http://127.0.0.1:9100/metrics\n"
     assert file.read_text() == text + added
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "localhost", socket.gethostname(), "[::1]"])
+def test_an_exporter_is_known_by_each_name_of_this_host(tmp_path: Path, host: str) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(f"exporters: {{a: {{url: 'http://{host}:9100/metrics'}}}}\n")
+    assert write(FOUND, str(file), asked_all=False) == f"{file}: nothing to add, 1 exporter found"
