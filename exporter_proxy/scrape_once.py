@@ -113,8 +113,10 @@ def _problem(result: ScrapeResult) -> str | None:
     try:
         verifier.feed(memoryview(result.body))
         verifier.finish()
-    except (Malformed, TooLarge) as fault:
+    except Malformed as fault:
         return str(fault)
+    except TooLarge:
+        pass  # to us; Prometheus has a limit of its own, or none
     return None
 
 

@@ -67,6 +67,9 @@ class FirewallHost:
             made.mkdir(parents=True)
         shutil.copyfile(BASIC, self.imports / "ansible/module_utils/basic.py")
         (self.imports / "ansible_collections/exporter_proxy").mkdir(parents=True)
+        # Without these it would be that of an installed Ansible.
+        for package in ("ansible", "ansible/module_utils", "ansible_collections"):
+            (self.imports / package / "__init__.py").touch()
         (self.imports / "ansible_collections/exporter_proxy/fleet").symlink_to(COLLECTION)
         (self.bin / "nft").symlink_to(needs("nft"))
         self.stand_in("systemctl", SYSTEMCTL)
