@@ -22,6 +22,7 @@ LONGEST = (
     "tests/packaging/test_artefacts.py",
     "tests/e2e/test_pushprox_nat.py",
     "tests/blackbox/test_pushprox_survives.py",
+    "tests/blackbox/test_abuse_resources.py",
     "tests/blackbox/test_fault_matrix.py",
     "tests/e2e/test_landing_page.py",
     "tests/blackbox/test_own_secrets.py",
@@ -29,6 +30,8 @@ LONGEST = (
     "tests/e2e/test_debian_exporters.py",
     "tests/blackbox/test_changed_credentials.py",
     "tests/properties/test_daemon_model.py",
+    "tests/blackbox/test_commands.py",
+    "tests/unit/test_cancellation_shared.py",
 )
 """The files that take longest, in about that order."""
 
