@@ -153,6 +153,22 @@ kept = [[i] for i in range(300_000)]
 async def planted(loop):
     gc.collect()
 """,
+    "tasks whose stacks asyncio's debug mode keeps": """
+import traceback
+async def deep(n):
+    if n: return await deep(n - 1)
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 1000
+    before = time.thread_time()
+    for _ in range(20):
+        tasks = [loop.create_task(asyncio.sleep(0)) for _ in range(10)]
+    assert time.thread_time() - before > 0.02, "too few"
+    loop.set_debug(False)
+    await asyncio.gather(*tasks)
+async def planted(loop):
+    await deep(100)
+""",
     "a loop that waits": "async def planted(loop):\n await asyncio.sleep(0.1)",
 }
 CONFIG = {"exporters": {"x": {"url": "http://127.0.0.1:1/"}}}

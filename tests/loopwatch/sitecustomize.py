@@ -5,7 +5,8 @@ nothing of it. From the first turn of the loop after it has begun to listen, thr
 the file that ``LOOPWATCH`` names, each a line of JSON with the place in the code:
 
 - a callback of more than 20 ms: CPU time of the loop's own thread, so that a busy machine does not matter,
-  and without garbage collections;
+  without garbage collections and without the stacks that asyncio's debug mode, which a test sets, keeps of
+  each task and timer;
 - a system call other than the loop's own waiting in which that thread sleeps for more than 20 ms: the same
   call with the same count of voluntary switches, sample after sample (who waits for the interpreter's lock
   wakes every 5 ms, or has handed it to a thread that has yet to be given a CPU);
@@ -65,7 +66,7 @@ BLOCKING_EVENTS = frozenset(
 _OF_PATHS = frozenset(("open", "os.listdir", "os.scandir"))
 IN_MEMORY = ("/proc/", "/sys/", "/dev/null")
 ALLOWED = {
-    "FrameSummary.line": "a traceback's lines: of a defect, or in asyncio's debug mode, which a test sets",
+    "FrameSummary.line": "a traceback's lines: of a defect, or in asyncio's debug mode",
     "Bound.close": "a unix socket's file, where a stop begins: one name, in a directory that had room for it",
     "Thread.start": "it returns at the new thread's first step: a matter of the scheduler, not of a call",
     "Runner.close": "the loop has stopped",
@@ -142,6 +143,17 @@ class Watch:
             self._collecting_since = time.thread_time()
         else:
             self._began += time.thread_time() - self._collecting_since
+
+    def extract(self, extract: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """``StackSummary.extract``, whose time does not count."""
+        if threading.get_ident() != self._loop_ident:
+            return extract(*args, **options)
+        since = self._began, time.thread_time()
+        try:
+            return extract(*args, **options)
+        finally:
+            # A collection within it has been left out already.
+            self._began += time.thread_time() - since[1] - (self._began - since[0])
 
     def _on_audit_event(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in BLOCKING_EVENTS or threading.get_ident() != self._loop_ident:
@@ -324,10 +336,17 @@ def _announce_sleeps() -> None:
     time.sleep = announced_sleep  # type: ignore[assignment]  # what has an __index__ is no matter here
 
 
+def leave_out_stacks(watch: Watch) -> None:
+    """Those that asyncio's debug mode keeps; ``traceback.extract_stack`` and asyncio's own end there."""
+    extract = functools.partial(watch.extract, traceback.StackSummary.extract)
+    traceback.StackSummary.extract = staticmethod(extract)  # type: ignore[method-assign]  # it was bound
+
+
 def main() -> None:
     if sys.version_info < (3, 13):
         _announce_sleeps()
     watch = Watch(os.environ["LOOPWATCH"])
+    leave_out_stacks(watch)
     if os.environ.get("EXPORTER_PROXY_LOOP") == "asyncio":
         watch_asyncio(watch)
     else:
