@@ -358,7 +358,10 @@ def _check(options: argparse.Namespace) -> int:
 def _discover(options: argparse.Namespace) -> int:
     from exporter_proxy import discover_once  # noqa: PLC0415
 
-    found = asyncio.run(discover_once.find(options.ask_all))
+    discovery = asyncio.run(discover_once.find(options.ask_all))
+    found = discovery.found
+    for line in discovery.silent:
+        complain(f"exporter_proxy: left out: {line}")
     if options.write is not None:
         done = discover_once.write(found, options.write, options.ask_all)
         if options.format is None:

@@ -20,14 +20,14 @@ from exporter_proxy.config import ConfigError, Problem, UpstreamUrl, parse_confi
 from exporter_proxy.config.additions import Addition, add_exporters, read_present
 from exporter_proxy.config.addresses import UPSTREAM_URL, with_suffix
 from exporter_proxy.config.source import read_file
-from exporter_proxy.discover import FoundExporter, config_text, discover_exporters
+from exporter_proxy.discover import Discovery, FoundExporter, config_text, discover_exporters
 from exporter_proxy.discover.found import entry_lines, json_text, table_text
 
 FORMATS = {"config": config_text, "table": table_text, "json": json_text}
 _ERASE_LINE = "\r\033[K"
 
 
-async def find(ask_all: bool) -> list[FoundExporter]:
+async def find(ask_all: bool) -> Discovery:
     """Look once, with a line of progress where standard error is a terminal."""
     if not sys.stderr.isatty():
         return await discover_exporters(ask_all=ask_all)

@@ -19,9 +19,11 @@ class _Discovery:
     def __init__(self, overrides: Overrides) -> None:
         self._overrides = overrides
         self._demo: DemoExporter | None = None
+        self._silent: list[str] = []
 
     async def load(self) -> Config:
-        found = await discover_exporters()
+        discovery = await discover_exporters()
+        found, self._silent = discovery.found, discovery.silent
         text = config_text(found)
         if not found:
             url = await self._demo_url()
@@ -52,6 +54,7 @@ class _Discovery:
         else:
             lines = [f"Exporters found on this host: {len(config.exporters)}"]
         lines += [f"  {base}{exporter.path}  <-  {exporter.source}" for exporter in config.exporters]
+        lines += [f"  left out: {line}" for line in self._silent]
         lines += [
             "",
             "Try:",

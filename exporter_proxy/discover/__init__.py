@@ -31,21 +31,31 @@ from exporter_proxy.discover.recognise import (
 from exporter_proxy.discover.sockets import find_owners, read_listeners
 from exporter_proxy.threads import in_thread
 
-__all__ = ["DISCOVERED_LISTEN", "FoundExporter", "config_text", "discover_exporters"]
+__all__ = ["DISCOVERED_LISTEN", "Discovery", "FoundExporter", "config_text", "discover_exporters"]
 
 MAX_PAGE_BYTES = 256 * 1024
 """Enough to recognise any exporter; what lies beyond is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What one look at this host has found."""
+
+    found: list[FoundExporter]
+    """In the order of their ports."""
+    silent: list[str]
+    """A line for each socket that may be an exporter's and has not answered in time."""
 
 
 async def discover_exporters(
     deadline_seconds: float = 2.5,
     ask_all: bool = False,
     tell: Callable[[int, int], None] | None = None,
-) -> list[FoundExporter]:
-    """Find this host's exporters, in the order of their ports.
+) -> Discovery:
+    """Find this host's exporters.
 
     It takes at most ``deadline_seconds``, up to half of them for finding out whose the sockets
-    are. An exporter that has not answered by then is left out; nothing is raised for it.
+    are. Nothing is raised for an exporter that has not answered by then.
 
     ``ask_all``: asks every socket that listens, also those that may mind. ``tell`` is called
     with how many sockets are done with and how many there are, before the first and after each.
@@ -53,10 +63,15 @@ async def discover_exporters(
     started = time.monotonic()
     candidates = await in_thread(_read_candidates, started + deadline_seconds / 2, ask_all)
     done = 0
+    silent: list[Candidate] = []
 
     async def ask(candidate: Candidate) -> _Page | None:
         nonlocal done
-        page = await _ask(transport, candidate, started + deadline_seconds)
+        try:
+            page = await _ask(transport, candidate, started + deadline_seconds)
+        except TimeoutError:
+            page = None
+            silent.append(candidate)
         done += 1
         if tell is not None:
             tell(done, len(candidates))
@@ -77,7 +92,7 @@ async def discover_exporters(
             for page in pages
         ]
     )
-    return [
+    found = [
         FoundExporter(
             name=name,
             url=page.url,
@@ -87,6 +102,13 @@ async def discover_exporters(
         )
         for name, page in zip(names, pages, strict=True)
     ]
+    silent.sort(key=lambda one: (one.port, one.urls))
+    return Discovery(found, [_silence(one, deadline_seconds) for one in silent])
+
+
+def _silence(candidate: Candidate, deadline_seconds: float) -> str:
+    whose = f" ({candidate.owner.name})" if candidate.owner else ""
+    return f"{candidate.urls[0]}{whose} did not answer within {deadline_seconds:g} s"
 
 
 def _read_candidates(give_up_at: float, ask_all: bool) -> list[Candidate]:
@@ -107,7 +129,7 @@ class _Page:
 
 
 async def _ask(transport: httpx.AsyncHTTPTransport, candidate: Candidate, give_up_at: float) -> _Page | None:
-    """Ask a candidate for its page; ``None`` where it is no exporter, or too slow."""
+    """Ask a candidate for its page; ``None`` where it is no exporter. Raises TimeoutError."""
     remaining_seconds = max(0.0, give_up_at - time.monotonic())
     try:
         async with asyncio.timeout(remaining_seconds):
@@ -118,8 +140,8 @@ async def _ask(transport: httpx.AsyncHTTPTransport, candidate: Candidate, give_u
                     continue
                 families = parse_families(text) if text is not None else None
                 return _Page(candidate, url, families) if families is not None else None
-    except (httpx.TransportError, TimeoutError):
-        pass  # it does not speak HTTP, or took too long
+    except httpx.TransportError:
+        pass  # it does not speak HTTP
     return None
 
 

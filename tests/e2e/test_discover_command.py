@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import yaml
 from tests.daemon import REPOSITORY, wait_until
 from tests.e2e.debian_exporters import PACKAGED, started
 from tests.e2e.processes import MODULE, Exporter
+from tests.e2e.test_discover import listeners_in_range
 from tests.own_network import alone, skip_without_own_network
 
 EIGHT = (
@@ -34,17 +36,23 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 Result = subprocess.CompletedProcess[str]
 
 
+LEFT_OUT = re.compile(rb"exporter_proxy: left out: .* did not answer within 2\.5 s\r?\n")
+"""Other tests have sockets that do not answer."""
+
+
 def run(directory: Path, *arguments: str) -> Result:
-    return subprocess.run(
+    """Without the lines of LEFT_OUT."""
+    result = subprocess.run(
         [*MODULE, "discover", *arguments],
         cwd=directory,
         env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
         timeout=PATIENCE_SECONDS,
         check=False,
     )
+    said = LEFT_OUT.sub(b"", result.stderr).decode()
+    return Result(result.args, result.returncode, result.stdout.decode(), said)
 
 
 def discover(directory: Path, *arguments: str, status: int = 0) -> Result:
@@ -203,6 +211,46 @@ def test_on_a_host_without_exporters_it_says_so_and_what_to_try(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_socket_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with listeners_in_range("127.0.0.1") as listeners:
+        url = f"http://127.0.0.1:{listeners[0].getsockname()[1]}/metrics"
+        result = subprocess.run(
+            [*MODULE, "discover"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE_SECONDS,
+            check=True,
+        )
+    lines = [line for line in result.stderr.splitlines(keepends=True) if f" {url} ".encode() in line]
+    assert len(lines) == 1
+    assert LEFT_OUT.fullmatch(lines[0])
+    assert url not in result.stdout.decode()
+
+
+def test_who_serves_what_was_found_is_told_what_was_left_out(tmp_path: Path) -> None:
+    with listeners_in_range("127.0.0.1") as listeners:
+        port = listeners[0].getsockname()[1]
+        serving = subprocess.Popen(
+            [*MODULE, "serve", "--discover", "--web.listen-address=127.0.0.1:0"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert serving.stdout
+            lines = list(takewhile(lambda line: line != "Ctrl-C stops it.\n", serving.stdout))
+        finally:
+            serving.terminate()
+            serving.communicate(timeout=PATIENCE_SECONDS)
+    begin = f"  left out: http://127.0.0.1:{port}/metrics"
+    assert [line.startswith(begin) for line in lines].count(True) == 1
+
+
 def discover_on_a_terminal(directory: Path) -> tuple[bytes, bytes]:
     """What it shows there, and what it prints."""
     ours, theirs = pty.openpty()
@@ -222,7 +270,7 @@ def discover_on_a_terminal(directory: Path) -> tuple[bytes, bytes]:
     except OSError:
         pass  # EIO: the other end is closed
     os.close(ours)
-    return shown, process.communicate(timeout=PATIENCE_SECONDS)[0]
+    return LEFT_OUT.sub(b"", shown), process.communicate(timeout=PATIENCE_SECONDS)[0]
 
 
 def test_a_terminal_shows_progress_on_one_line_and_then_nothing_of_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.daemon import REPOSITORY, wait_until
 from tests.e2e.processes import MODULE
 from tests.e2e.test_command_line import run, write_config
+from tests.e2e.test_discover_command import LEFT_OUT
 from tests.fakes.exporter import FakeExporter, stall
 
 PRINTING = ["--help", "--version", "check", "prometheus-config", "scrape x", "import expexp.yml", "discover"]
@@ -23,10 +24,10 @@ PATIENCE_SECONDS = 20
 def into(
     directory: Path, command: str, output: int, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command that prints to this descriptor."""
+    """Run a command that prints to this descriptor; what it says."""
     write_config(directory)
     (directory / "expexp.yml").write_text("modules: {a: {method: http, http: {port: 1}}}\n")
-    return subprocess.run(
+    result = subprocess.run(
         [*MODULE, *command.split()],
         cwd=directory,
         env={**ENVIRONMENT, **environment},
@@ -36,6 +37,8 @@ def into(
         timeout=PATIENCE_SECONDS,
         check=False,
     )
+    result.stderr = LEFT_OUT.sub(b"", result.stderr)
+    return result
 
 
 @pytest.mark.parametrize("command", PRINTING)
