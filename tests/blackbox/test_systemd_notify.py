@@ -160,9 +160,10 @@ def test_watchdog_is_fed_twice_in_its_time_and_while_draining(systemd: Systemd) 
         with started(systemd, config, WATCHDOG_USEC=microseconds) as daemon, daemon.connect() as wire:
             assert "WATCHDOG" not in systemd.next()
             began = time.monotonic()
-            for _ in range(4):
+            for _ in range(8):
                 assert systemd.next(WATCHDOG_SECONDS) == {"WATCHDOG": "1"}
-            assert time.monotonic() - began > 3.5 * WATCHDOG_SECONDS / 2, "no more often than that"
+            # Twice as often would be 8 in 2 * WATCHDOG_SECONDS; we may have been late to look at the clock.
+            assert time.monotonic() - began > 2.2 * WATCHDOG_SECONDS, "no more often than that"
             wire.send(request("/x/metrics"))
             exporter.wait_for_requests()
             daemon.process.send_signal(signal.SIGTERM)

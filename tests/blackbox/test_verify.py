@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import REPOSITORY, Daemon, parse_logfmt, proxied, wait_until
+from tests.daemon import REPOSITORY, Daemon, parse_logfmt, proxied
 from tests.fakes.exporter import (
     CHUNKED,
     CONTENT_LENGTH,
@@ -233,13 +233,11 @@ def test_the_bytes_of_a_bad_page_are_counted(daemon: Daemon, exporter: FakeExpor
 def test_an_excerpt_carries_no_control_characters(daemon: Daemon, exporter: FakeExporter) -> None:
     exporter.play(respond(body=PAGE), respond(body=NASTY))
     daemon.get("/x/metrics").expect_ok(PAGE)
-    seen = len(daemon.log_lines)
     said = daemon.get("/x/metrics").expect_refusal(502, "malformed", "x").body.decode()
     page = daemon.get("/-/exporters").expect_ok().body.decode()
     shown = {one["name"]: one for one in json.loads(page)["exporters"]}["x"]
     excerpt = shown["last_failures"]["malformed"]["excerpt"]
-    wait_until(lambda: "exporter failing" in "".join(daemon.log_lines[seen:]), "the log told")
-    (logged,) = (line for line in daemon.log_lines[seen:] if "recovered" not in line)  # from another test's
+    logged = daemon.wait_for_log("forged")
     for text in (said.rstrip("\n"), excerpt, logged):
         assert not INVISIBLE.findall(text)
         assert "forged" in text
