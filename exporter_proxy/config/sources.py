@@ -18,7 +18,7 @@ from exporter_proxy.config.values import BOOLEAN, ENV_NAME, FILE_PATH, PROCESS_T
 SOURCE_KEYS = ("url", "file", "command")
 FILE_KEYS = ("max_age", "follow_symlinks")
 COMMAND_KEYS = ("env", "working_dir")
-_URL_KEYS = (
+URL_KEYS = (
     "allow_params",
     "params",
     "pass_headers",
@@ -28,7 +28,7 @@ _URL_KEYS = (
     "tls",
     "insecure_skip_verify",
 )
-_KEYS_OF = {"url": _URL_KEYS, "file": FILE_KEYS, "command": COMMAND_KEYS}
+_KEYS_OF = {"url": URL_KEYS, "file": FILE_KEYS, "command": COMMAND_KEYS}
 
 URL_EXAMPLE = "http://127.0.0.1:9100/metrics"
 MAX_AGE = duration("52w")

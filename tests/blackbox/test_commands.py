@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.daemon import Daemon, wait_until
+from tests.e2e.test_command_line import run
 from tests.fakes.exporter import EVENT_SECONDS
 from tests.stalls import stalled_since
 from tests.wire import Reply, Wire, request
@@ -438,23 +439,13 @@ def test_scrape_and_check_know_commands(program: Callable[..., str], tmp_path: P
     path = program("echo 'a 1'")
     (tmp_path / "config.yml").write_text(f"allow_clients: []\nexporters: {{x: {{command: [{path}]}}}}\n")
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "exporter_proxy", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    checked = command("check")
+    checked = run(tmp_path, "check")
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "config.yml: OK (1 exporter)\n", "")
-    scraped = command("scrape", "x")
+    scraped = run(tmp_path, "scrape", "x")
     assert scraped.returncode == 0, scraped.stderr
     for line in (f"exporter:     x at command:{path}", "bytes:        4 on", "series:       1 in 1 families"):
         assert line in scraped.stdout
     program("echo no >&2; exit 4")
-    scraped = command("scrape", "x")
+    scraped = run(tmp_path, "scrape", "x")
     assert scraped.returncode == 1
     assert "exited with status 4" in scraped.stdout

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import REPOSITORY, Daemon, wait_until
+from tests.daemon import Daemon, wait_until
+from tests.e2e.test_command_line import run
 from tests.wire import Reply, request
 
 ERRORS = "exporter_proxy_scrape_errors_total"
@@ -322,19 +322,9 @@ def test_scrape_and_check_know_files(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     config.write_text("allow_clients: []\nexporters: {x: {file: '*.prom'}, none: {file: none.prom}}\n")
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "exporter_proxy", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    checked = command("check")
+    checked = run(tmp_path, "check")
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "config.yml: OK (2 exporters)\n", "")
-    scraped = command("scrape", "x")
+    scraped = run(tmp_path, "scrape", "x")
     assert scraped.returncode == 0, scraped.stderr
     for line in (
         "exporter:     x at file:*.prom",
@@ -342,6 +332,6 @@ def test_scrape_and_check_know_files(tmp_path: Path) -> None:
         "series:       1 in 1 families",
     ):
         assert line in scraped.stdout
-    missing = command("scrape", "none")
+    missing = run(tmp_path, "scrape", "none")
     assert missing.returncode == 1
     assert "cannot read none.prom: no such file" in missing.stdout

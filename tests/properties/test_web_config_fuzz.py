@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from exporter_proxy.config.web import (
 from exporter_proxy.config.web_tls import CLIENT_AUTH_TYPES, TLS_SERVER_KEYS
 from exporter_proxy.front.answers import AddedHeaders
 from exporter_proxy.front.tls import server_context
+from tests.testdata.web_config_site import write_site
 
 GOOD = Path(__file__).parents[1] / "testdata" / "web_config" / "good"
 HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
@@ -33,19 +33,7 @@ fuzz = settings(max_examples=150, deadline=None)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a pair, its CA, another key, half a pair and what is no PEM."""
-    directory = tmp_path_factory.mktemp("site")
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost")
-    (directory / "tls").mkdir()
-    for path in ("key.pem", "tls/key.pem"):
-        issued.private_key_pem.write_to_path(directory / path)
-    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    authority.issue_cert("other").private_key_pem.write_to_path(directory / "other.pem")
-    (directory / "half.pem").write_bytes(issued.cert_chain_pems[0].bytes()[:300])
-    (directory / "garbage.pem").write_bytes(b"\xff\x00garbage\n")
-    return directory
+    return write_site(tmp_path_factory.mktemp("site"))
 
 
 def load(site: Path, data: bytes) -> WebConfig | None:
@@ -87,7 +75,7 @@ def test_arbitrary_bytes(site: Path, data: bytes) -> None:
 
 
 PEM = st.sampled_from(
-    ["cert.pem", "key.pem", "tls/key.pem", "ca.pem", "other.pem", "half.pem", "garbage.pem"]
+    ["cert.pem", "key.pem", "tls/key.pem", "ca.pem", "other.key", "half.pem", "garbage.pem"]
 )
 WORDS = st.one_of(
     PEM,

@@ -30,9 +30,25 @@ STOPPED_EXPORTER = "127.0.0.1:9104"
 PROGRAMS = ("curl", "exporter_proxy", "grep", "sed")
 """What a transcript may run; a line of another program is one that this test knows nothing about."""
 SERVE = re.compile(r"exporter_proxy (serve )?--?config\S*[ =]")
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 30.0
 LOG_SECONDS = 15.0
 """An access log's line is written a moment after its answer."""
+
+
+def printed(command: str, directory: Path, environment: Mapping[str, str]) -> str:
+    """What a shell's user sees of it: both of its outputs."""
+    result = subprocess.run(
+        ["sh", "-c", command],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return result.stdout
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +93,8 @@ class Host:
         assert not complaint, f"{step}\n{complaint}"
 
     def _complaint(self, step: Step) -> str:
-        result = subprocess.run(
-            ["sh", "-c", self.put_in(step.command)],
-            cwd=self.directory,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-        return difference(step.output, self.take_out(result.stdout))
+        shown = printed(self.put_in(step.command), self.directory, self._environment())
+        return difference(step.output, self.take_out(shown))
 
     def _served(self, command: str) -> str:
         """Start another daemon with this command, until it listens; its log up to there."""

@@ -30,7 +30,8 @@ from tests.e2e.processes import (
     start_process,
 )
 from tests.e2e.test_import import samples
-from tests.readme.document import README, Block, Step, blocks, code_words, difference, sections, steps, tables
+from tests.readme.document import README, Block, blocks, code_words, difference, sections, steps, tables
+from tests.readme.site import printed
 from tests.wire import CONNECTION_CLOSE, Reply, Wire, request
 
 pytestmark = pytest.mark.needs_prometheus
@@ -146,22 +147,9 @@ class Place:
                 assert words[0] in ("exporter_proxy", "curl", "mv"), (
                     f"{step}: the test does not know {words[0]}"
                 )
-                complaint = difference(step.output, self._printed(step))
+                shown = printed(self.put_in(step.command), self.directory, self._environment())
+                complaint = difference(step.output, self.take_out(shown))
                 assert not complaint, f"{step}\n{complaint}"
-
-    def _printed(self, step: Step) -> str:
-        result = subprocess.run(
-            ["sh", "-c", self.put_in(step.command)],
-            cwd=self.directory,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-        return self.take_out(result.stdout)
 
     def _environment(self) -> dict[str, str]:
         path = f"{self.directory}/programs:{os.environ['PATH']}"

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trustme
 import yaml
 
 from exporter_proxy.config import ConfigError, Pem, RateLimit, ServerTls, WebConfig, load_web_config
 from exporter_proxy.config.ciphers import INSECURE_SUITES, OPENSSL_NAMES, TLS13_SUITES, is_available
 from exporter_proxy.config.web import HTTP_SERVER_KEYS, RATE_LIMIT_KEYS, WEB_KEYS, parse_web_config
 from exporter_proxy.config.web_tls import TLS_SERVER_KEYS
+from tests.testdata.web_config_site import write_site
 
 TESTDATA = Path(__file__).parents[1] / "testdata" / "web_config"
 BAD = sorted((TESTDATA / "bad").glob("*.yml"))
@@ -70,18 +70,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a certificate, its key (twice), its CA, another key, and what is no PEM."""
-    directory = tmp_path_factory.mktemp("site")
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost")
-    (directory / "tls").mkdir()
-    for path in ("key.pem", "tls/key.pem"):
-        issued.private_key_pem.write_to_path(directory / path)
-    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    authority.issue_cert("other").private_key_pem.write_to_path(directory / "other.key")
-    (directory / "garbage.pem").write_text("garbage\n")
-    return directory
+    return write_site(tmp_path_factory.mktemp("site"))
 
 
 def problems_of(data: bytes, source: str = "web.yml") -> list[str]:
