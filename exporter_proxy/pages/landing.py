@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from exporter_proxy.pages.negotiation import weights
-from exporter_proxy.pages.overview import Values, overview
+from exporter_proxy.pages.overview import Values, exporters_with_recent, overview
 from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
 from exporter_proxy.threads import Threads
@@ -40,7 +40,8 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
     slices: Iterable[bytes]
     if kind == JSON:
         headers[0] = (b"Content-Type", JSON.encode())
-        slices = json_slices(values, values["exporters"], _EXPORTERS_PER_SLICE)
+        others = {**values, "exporters": None}
+        slices = json_slices(others, exporters_with_recent(running, scope), _EXPORTERS_PER_SLICE)
     elif kind == HTML:
         page = await _page()
         headers += [
@@ -50,6 +51,7 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
         slices = map(str.encode, (page.before, page.escape(text_of(values)), page.after))
     else:
         slices = map(str.encode, (text_of(values),))
+    del values  # who reads slowly holds what is sent, and not what it is made of
     await send_slices(slices, headers, send)
 
 

@@ -1,4 +1,4 @@
-"""What ``/`` has to tell, as one plain value: every exporter's state, and the daemon's own.
+"""What ``/`` has to tell, as plain values: every exporter's state, and the daemon's own.
 
 ``landing.py`` makes a page, JSON or a table of it. Whatever may have come from an exporter or
 a file is made printable here, once for all three.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.types import Scope
@@ -34,16 +34,17 @@ Values = dict[str, Any]
 
 
 async def overview(proxy: Proxy, running: Running, scope: Scope) -> Values:
-    """All of it, as far as this client may see it. Times are RFC 3339, durations in seconds."""
+    """All but each exporter's recent scrapes, as far as this client may see it.
+
+    Times are RFC 3339, durations in seconds.
+    """
     now = time.time()
-    external = running.config.external_url
     shows_details = is_local(scope)
     routes = visible_routes(scope, running)
     exporters: list[Values] = []
     for start in range(0, len(routes), ROUTES_PER_SLICE):
-        for route in routes[start : start + ROUTES_PER_SLICE]:
-            link = _link(f"{external.path}/" if external else "", route.exporter.path)
-            exporters.append({**_exporter(route, shows_details, now), "link": link})
+        some = routes[start : start + ROUTES_PER_SLICE]
+        exporters += [_exporter(route, running, shows_details, now) for route in some]
         await asyncio.sleep(0)
     daemon = _daemon(proxy, running, shows_details, now)
     return {
@@ -52,6 +53,17 @@ async def overview(proxy: Proxy, running: Running, scope: Scope) -> Values:
         "exporters": exporters,
         "daemon": daemon,
     }
+
+
+def exporters_with_recent(running: Running, scope: Scope) -> Iterator[Values]:
+    """The overview's exporters, each with its recent scrapes: they are long, and made when asked for."""
+    shows_details = is_local(scope)
+    for route in visible_routes(scope, running):
+        recent = [
+            {"status": one.status, "reason": one.reason, "seconds": round(one.total_seconds, 4)}
+            for one in route.record.recent
+        ]
+        yield {**_exporter(route, running, shows_details, time.time()), "recent": recent}
 
 
 def one_line(text: str) -> str:
@@ -64,8 +76,9 @@ def _link(base: str, path: str) -> str:
     return f"{base or './'}{path.removeprefix('/')}"
 
 
-def _exporter(route: Route, shows_details: bool, now: float) -> Values:
+def _exporter(route: Route, running: Running, shows_details: bool, now: float) -> Values:
     record = route.record
+    external = running.config.external_url
     last = record.recent.newest if record.recent else None
     hour = record.last_hour(int(now * 1e9))
     failure = record.latest_failure
@@ -74,16 +87,13 @@ def _exporter(route: Route, shows_details: bool, now: float) -> Values:
     return {
         "name": route.exporter.name,
         "path": route.path.decode(),
+        "link": _link(f"{external.path}/" if external else "", route.exporter.path),
         "state": state_of(record),
         "is_slow": record.up is True and last is not None and _is_slow(last),
         "last_scrape": _last_scrape(last),
         "last_success": rfc3339(record.last_success) if record.last_success else None,
         "last_hour": {"scrapes": hour.scrapes, "succeeded": hour.succeeded},
         "failure": _failure(failure, shows_details) if failure is not None else None,
-        "recent": [
-            {"status": one.status, "reason": one.reason, "seconds": round(one.total_seconds, 4)}
-            for one in record.recent
-        ],
     }
 
 
