@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import uvloop
 import yaml
@@ -39,7 +40,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "three.test": ("127.0.0.3", "127.0.0.2", "127.0.0.1"),
     "nowhere.test": (),
 }
-"""The names that the loops below know, with their addresses in order."""
+"""The names that are known while a scenario runs, with their addresses in order."""
 
 LEAST_TURNS = 100
 """How often a loop has turned at least before what it was to bring about is late."""
@@ -48,28 +49,21 @@ T = TypeVar("T")
 Scenario = Callable[[], Coroutine[Any, Any, T]]
 
 
-async def _known(host: Any, port: Any) -> list[Any]:
-    await asyncio.sleep(0)
+_getaddrinfo = socket.getaddrinfo
+
+
+def _known(host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
+    if host not in NAMES:
+        return _getaddrinfo(host, port, *arguments, **options)
     if not NAMES[host]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in NAMES[host]]
 
 
-class _AsyncioLoop(asyncio.SelectorEventLoop):
-    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
-        if host in NAMES:
-            return await _known(host, port)
-        return await super().getaddrinfo(host, port, **options)
-
-
-class _UvloopLoop(uvloop.Loop):
-    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
-        if host in NAMES:
-            return await _known(host, port)
-        return await super().getaddrinfo(host, port, **options)
-
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": _AsyncioLoop, "uvloop": _UvloopLoop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.Loop,
+}
 
 
 def run(scenario: Scenario[T], loop: str = "asyncio", timeout_seconds: float = 60.0) -> T:
@@ -81,7 +75,10 @@ def run(scenario: Scenario[T], loop: str = "asyncio", timeout_seconds: float = 6
         async with asyncio.timeout(timeout_seconds):
             return await scenario()
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+    with (
+        mock.patch.object(socket, "getaddrinfo", _known),
+        asyncio.Runner(loop_factory=LOOPS[loop]) as runner,
+    ):
         result = runner.run(watched())
         gc.collect()  # an exception that nobody took shows when its task goes
     assert not troubles

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import encodings.idna  # noqa: F401 - by sockets, for every host; read from a disk by the first scrape otherwise
 import errno
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TypeVar
 from exporter_proxy.access import is_allowed, plain_address
 from exporter_proxy.config.schema import Network, UpstreamUrl
 from exporter_proxy.reasons import Reason, ScrapeError
+from exporter_proxy.threads import NoThread, Threads
 from exporter_proxy.upstreams.tls import HANDSHAKE_SECONDS, Tls
 
 ATTEMPT_DELAY_SECONDS = 0.25
@@ -40,6 +42,9 @@ class Dialer:
         self._allowed = allowed
         self._tls = tls
         self._literal = _literal_addresses(url)
+        # Not the event loop's lookups: uvloop has two at a time for all exporters together, waits for them at
+        # its end, and where a name server does not answer each takes ten seconds or more.
+        self._threads = Threads(1, f"lookup of {url.host}")
 
     async def connect(self, make_protocol: Callable[[], P]) -> P:
         """A connected protocol, its TLS handshake done.
@@ -52,12 +57,15 @@ class Dialer:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         try:
-            addresses = self._allowed_addresses(self._literal or await self._resolve(loop))
+            addresses = self._allowed_addresses(self._literal or await self._resolve())
             connection = await _connect_first(loop, addresses)
         except OSError as error:
             raise ScrapeError(
                 Reason.CONNECT, self._connect_advice(error, time.monotonic() - started)
             ) from None
+        except NoThread as error:
+            advice = f"cannot resolve {self._url.host}: {error}; raise exporter_proxy's TasksMax"
+            raise ScrapeError(Reason.CONNECT, advice) from None
         try:
             # From here on the socket is the event loop's, on failure too: closed under its
             # transport, the descriptor could come back as another connection's.
@@ -73,8 +81,11 @@ class Dialer:
             raise ScrapeError(Reason.CONNECT, advice) from None
         return protocol
 
-    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[_Address]:
-        found = await loop.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
+    async def _resolve(self) -> list[_Address]:
+        host, port = self._url.host, self._url.port
+        found = await self._threads.run(
+            functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        )
         return [(family, (str(sockaddr[0]), int(sockaddr[1]))) for family, _, _, _, sockaddr in found]
 
     def _allowed_addresses(self, addresses: list[_Address]) -> list[_Address]:

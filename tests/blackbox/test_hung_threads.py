@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import yaml
 
 from tests.daemon import REPOSITORY, Daemon, parse_logfmt, wait_until
 from tests.fakes.hashing import hash_of
+from tests.own_network import skip_without_own_network, unanswered
 from tests.standin import StandIn
 from tests.wire import CONNECTION_CLOSE, Wire, request
 
@@ -62,6 +64,32 @@ def test_a_resolver_that_hangs_holds_up_neither_reload_nor_page_nor_stop(tmp_pat
                 assert daemon.logged("stopped")
             finally:
                 os.close(writer)
+
+
+def test_names_that_nobody_resolves_hold_up_neither_other_exporters_nor_a_stop(tmp_path: Path) -> None:
+    skip_without_own_network()
+    named = {f"x{number}": {"url": f"http://x{number}.example.org:9100/metrics"} for number in range(3)}
+    config = {
+        # Only the second is reached from outside its network; by the first it asks itself.
+        "listen": ["127.0.0.1:9099", f"unix:{tmp_path / 'http.sock'}"],
+        "shutdown_timeout": "100ms",
+        "exporters": {**named, "itself": {"url": "http://localhost:9099/metrics"}},
+    }
+    with Daemon(config, launcher=unanswered(tmp_path)) as daemon, ExitStack() as stack:
+        (path,) = daemon.unix_paths
+        in_flight = "exporter_proxy_scrapes_in_flight"
+        for name in named:
+            wire = stack.enter_context(daemon.connect(path))
+            wire.send(request(f"/{name}/metrics", ("X-Prometheus-Scrape-Timeout-Seconds", "60")))
+        wait_until(
+            lambda: all(
+                daemon.metrics(address=path)[in_flight, frozenset({("exporter", name)})] for name in named
+            ),
+            "all names are being asked for",
+        )
+        patience = ("X-Prometheus-Scrape-Timeout-Seconds", f"{AT_ONCE_SECONDS}")
+        daemon.get("/itself/metrics", patience, address=path).expect_ok()
+        assert daemon.stop(timeout_seconds=AT_ONCE_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
