@@ -85,6 +85,11 @@ class ScraperProtocol(HttpToolsProtocol):
         """Those that the scraper's certificate was checked against."""
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether the end of an answer still waits for a scraper that reads slowly."""
+        return self.transport.get_write_buffer_size() > 0
+
+    @property
     def is_idle(self) -> bool:
         """Whether this connection can be closed without taking an answer from anyone."""
         return self.idle_since is not None
@@ -378,7 +383,8 @@ class ScraperProtocol(HttpToolsProtocol):
 
         Closing while unread input lies in the socket makes the kernel send a reset, which can
         overtake the answer (RFC 9112 section 9.6): say that nothing more comes, take what the
-        scraper still sends, and go when it does or after LINGER_SECONDS.
+        scraper still sends, and go when it does or after LINGER_SECONDS. Who has yet to read the
+        end of the answer has as long as where the connection stays.
         """
         transport = self.transport
         if transport.is_closing():
@@ -387,9 +393,16 @@ class ScraperProtocol(HttpToolsProtocol):
             transport.write_eof()
         else:
             transport.close()
-            if not transport.get_write_buffer_size():
+            if not self.has_unsent:
                 return
         self._has_asked = True
+        self._deadline = time.monotonic() + self.state.limits.keep_alive_timeout_seconds
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(LINGER_SECONDS, transport.abort)
+        self._timer = self.loop.call_later(LINGER_SECONDS, self._end_lingering)
+
+    def _end_lingering(self) -> None:
+        if self.has_unsent and time.monotonic() < self._deadline:
+            self._timer = self.loop.call_later(LINGER_SECONDS, self._end_lingering)
+        else:
+            self.transport.abort()
