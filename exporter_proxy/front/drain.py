@@ -40,10 +40,7 @@ async def drain(
         await asyncio.wait(set(tasks), timeout=FLUSH_SECONDS)
     for connection in list(front.connections):
         connection.shutdown()
-    flushed_by = time.monotonic() + FLUSH_SECONDS
-    # Closing connections tell nobody when they are gone.
-    while front.connections and time.monotonic() < flushed_by and not stop_now.is_set():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await _wait_for_readers(front, deadline, stop_now)
     for connection in list(front.connections):
         connection.transport.abort()
 
@@ -69,3 +66,13 @@ async def _wait_for_answers(front: FrontState, deadline: float, stop_now: asynci
             await asyncio.wait({*tasks, second_signal}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
     finally:
         second_signal.cancel()
+
+
+async def _wait_for_readers(front: FrontState, deadline: float, stop_now: asyncio.Event) -> None:
+    """Until all connections are closed, or for a moment; who has yet to read an answer's end has longer."""
+    flushed_by = time.monotonic() + FLUSH_SECONDS
+    while (now := time.monotonic()) < max(flushed_by, deadline) and not stop_now.is_set():
+        # Closing connections tell nobody when they are gone.
+        if not any(now < flushed_by or connection.has_unsent for connection in front.connections):
+            return
+        await asyncio.sleep(0.01)
