@@ -267,7 +267,7 @@ async def _send_error(error: ScrapeError, exchange: Exchange, send: Send) -> Non
 
 async def _send_all(status: int, headers: Headers, body: bytes, exchange: Exchange, send: Send) -> None:
     exchange.status = status
-    exchange.sent_bytes = len(body)
+    exchange.sent_bytes = len(body) if exchange.method != "HEAD" else 0
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -300,7 +300,7 @@ def _counting(send: Send, exchange: Exchange) -> Send:
     async def counting(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-        else:
+        elif exchange.method != "HEAD":
             exchange.sent_bytes += len(message.get("body", b""))
         await send(message)
 

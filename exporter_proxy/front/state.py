@@ -103,5 +103,5 @@ class FrontState:
         exchange.status = denied.status
         exchange.reason = denied.reason
         exchange.message = denied.message
-        exchange.sent_bytes = len(error_body(denied.message))
+        exchange.sent_bytes = len(error_body(denied.message)) if exchange.method != "HEAD" else 0
         self.record(exchange)

@@ -38,7 +38,7 @@ async def exporters_json(proxy: Proxy, running: Running, scope: Scope, receive: 
     if proxy.pushprox is not None:
         values["pushprox"] = _pushprox(proxy.pushprox, shows_details)
     slices = json_slices(values, exporters, _EXPORTERS_PER_SLICE, indent=2)
-    await send_slices(slices, [(b"Content-Type", b"application/json")], send)
+    await send_slices(slices, [(b"Content-Type", b"application/json")], scope, send)
 
 
 def _pushprox(record: PushProxRecord, shows_details: bool) -> dict[str, Any]:

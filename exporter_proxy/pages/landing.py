@@ -52,7 +52,7 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
     else:
         slices = map(str.encode, (text_of(values),))
     del values  # who reads slowly holds what is sent, and not what it is made of
-    await send_slices(slices, headers, send)
+    await send_slices(slices, headers, scope, send)
 
 
 def preferred_type(accept: str) -> str:

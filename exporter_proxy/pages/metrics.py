@@ -41,7 +41,7 @@ async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Rec
         pushprox=proxy.pushprox,
     )
     slices = render([route.record for route in running.routes.routes], numbers, is_openmetrics)
-    await send_slices(_compressed(slices) if is_gzip else slices, headers, send)
+    await send_slices(_compressed(slices) if is_gzip else slices, headers, scope, send)
 
 
 def _compressed(slices: Iterable[bytes]) -> Iterator[bytes]:

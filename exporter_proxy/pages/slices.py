@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 Header = tuple[bytes, bytes]
 
 
-async def send_slices(slices: Iterable[bytes], headers: list[Header], send: Send) -> None:
-    """Answer 200. Each slice is made when the ones before it have been taken."""
+async def send_slices(slices: Iterable[bytes], headers: list[Header], scope: Scope, send: Send) -> None:
+    """Answer 200. Each slice is made when the ones before it have been taken; to HEAD none is.
+
+    Its client has all of the answer with the headers, and may leave.
+    """
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for body in slices:
+    for body in slices if scope["method"] != "HEAD" else ():
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import threading
 
 import pytest
@@ -131,6 +132,17 @@ def test_exporter_up_follows_the_last_scrape() -> None:
 def test_the_own_path_of_metrics_is_not_a_scrape(daemon: Daemon) -> None:
     before = {key: value for key, value in daemon.metrics().items() if key[0] in (SCRAPES, DENIED)}
     assert {key: value for key, value in daemon.metrics().items() if key[0] in (SCRAPES, DENIED)} == before
+
+
+@pytest.mark.parametrize("target", ["/", "/metrics", "/-/exporters", "/-/ready", "/-/sd", "/nowhere", "*"])
+def test_a_head_is_over_with_its_headers(target: str) -> None:
+    """Its client has all that there is to have and may leave, be the page long; no byte of that was sent."""
+    access_log = {"format": "json", "fields": ["method", "status", "size", "reason"]}
+    with proxied(access_log=access_log) as (daemon, _):
+        reply = daemon.get(target, method="HEAD")
+        line = json.loads(daemon.wait_for_output("HEAD"))
+        assert line == {"method": "HEAD", "status": reply.status, "size": 0, "reason": reply.error or ""}
+        assert daemon.metric(DENIED, reason="client_gone") == 0
 
 
 @pytest.mark.parametrize(
