@@ -27,7 +27,7 @@ from exporter_proxy.front import target
 from exporter_proxy.front.answers import closing_response
 from exporter_proxy.front.cycle import Cycle, parts_writer
 from exporter_proxy.front.state import FrontLimits, FrontState
-from exporter_proxy.front.tls import name_problem
+from exporter_proxy.front.tls import certificate_problem
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied, Reason
 
@@ -201,7 +201,9 @@ class ScraperProtocol(HttpToolsProtocol):
         if problem is None and limits is not self._limits_at_check:
             # At the first request, and again after a reload. Not sooner: Go's client takes an answer
             # that comes before its request for garbage.
-            problem = name_problem(self.transport, self.address, limits.client_allowed_sans)
+            problem = certificate_problem(
+                self.transport, self.address, limits.wants_certificates, limits.client_allowed_sans
+            )
             self._limits_at_check = limits if problem is None else None
         if problem is None and (not path.startswith(b"/") or b"#" in self.url):
             problem = target.target_problem(exchange, self.url, host)

@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from exporter_proxy.config.schema import Config, Listen, Network
 from exporter_proxy.front.admitted import Admitted
 from exporter_proxy.front.answers import AddedHeaders, error_body
+from exporter_proxy.front.tls import wants_certificates
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.reasons import Denied
@@ -33,6 +34,8 @@ class FrontLimits:
     read_header_timeout_seconds: float
     keep_alive_timeout_seconds: float
     allow_clients: tuple[Network, ...] | None
+    wants_certificates: bool
+    """Whether a client has to have one."""
     client_allowed_sans: tuple[str, ...]
     """Names, one of which a client's certificate must have; empty: any certificate, or none."""
     added_headers: AddedHeaders | None
@@ -48,6 +51,7 @@ class FrontLimits:
             config.read_header_timeout_seconds,
             config.keep_alive_timeout_seconds,
             config.allow_clients,
+            wants_certificates(tls),
             tls.client_allowed_sans if tls is not None else (),
             AddedHeaders.of(config.web.headers if config.web is not None else ()),
         )

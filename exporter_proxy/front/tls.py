@@ -76,20 +76,33 @@ def _verify_clients(context: ssl.SSLContext, tls: ServerTls) -> None:
         context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
 
 
-def name_problem(
-    transport: asyncio.Transport, address: Address | None, allowed: tuple[str, ...]
-) -> Denied | None:
-    """Why the scraper at the other end may not ask: its certificate has none of the ``allowed`` names.
+def wants_certificates(tls: ServerTls | None) -> bool:
+    """Whether nobody gets through the handshake without one."""
+    return tls is not None and _VERIFY_MODES[tls.client_auth_type] is ssl.CERT_REQUIRED
 
-    Without TLS, a TCP connection is one from before it was configured, and has no name; a unix
-    socket's (``address`` is ``None``) is let in, as its mode decides. With no names, everyone is.
+
+def certificate_problem(
+    transport: asyncio.Transport, address: Address | None, is_wanted: bool, allowed: tuple[str, ...]
+) -> Denied | None:
+    """Why the scraper at the other end may not ask: it has shown no certificate where one is wanted, or
+    one with none of the ``allowed`` names.
+
+    The handshake may have been one by other rules. Without TLS, a TCP connection is one from before it
+    was configured, and has shown none; a unix socket's (``address`` is ``None``) is let in, as its mode
+    decides. With no names, every certificate is.
     """
-    if not allowed:
+    if not is_wanted and not allowed:
         return None
     ssl_object = transport.get_extra_info("ssl_object")
     if ssl_object is None and address is None:
         return None
-    if has_allowed_san(ssl_object.getpeercert() if ssl_object is not None else None, allowed):
+    peercert = ssl_object.getpeercert() if ssl_object is not None else None
+    if is_wanted and not peercert:
+        return Denied(
+            Reason.FORBIDDEN,
+            "no client certificate was shown on this connection, and one is wanted by now (client_auth_type)",
+        )
+    if not allowed or has_allowed_san(peercert, allowed):
         return None
     return Denied(
         Reason.FORBIDDEN,

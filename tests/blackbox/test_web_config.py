@@ -228,6 +228,26 @@ def test_a_connection_from_before_tls_has_no_name(site: Site) -> None:
         assert is_served(daemon, site.named_client(*GOOD_NAMES[0]))
 
 
+def test_connections_from_before_a_certificate_was_wanted_have_shown_none(site: Site) -> None:
+    """Whoever had one open would be let in without for as long as he keeps it open."""
+    path = site.web_config()
+    with Daemon({"exporters": EXPORTERS}) as daemon, daemon.connect() as plain:
+        plain.exchange(HEALTHY).expect_ok()
+        listen = f"127.0.0.1:{daemon.port}"
+        daemon.write_config({"listen": listen, "web_config_file": path, "exporters": EXPORTERS})
+        assert "config reloaded" in daemon.reload()
+        with daemon.connect(tls=site.client()) as without, daemon.connect(tls=site.client("good")) as good:
+            for wire in (plain, without, good):
+                wire.exchange(HEALTHY).expect_ok()
+            rules = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
+            shutil.copy(site.web_config(rules), path)
+            assert "config reloaded" in daemon.reload()
+            for wire in (plain, without, good):
+                reply = wire.exchange(HEALTHY).expect_refusal(403, "forbidden")
+                assert "client_auth_type" in reply.body.decode()
+        assert is_served(daemon, site.client("good"))
+
+
 def test_a_resumed_session_keeps_its_name(choosy: Daemon, site: Site) -> None:
     """OpenSSL keeps the client's certificate in the session; without, the second would be refused."""
     client = site.named_client(*GOOD_NAMES[0])
