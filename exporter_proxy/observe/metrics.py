@@ -277,8 +277,6 @@ def _without_metadata(text: bytes) -> bytes:
     return b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"# "))
 
 
-def exposition_type(accept: str) -> tuple[str, bool]:
-    """The Content-Type to answer with, and whether that is OpenMetrics, as Prometheus asks for it."""
-    if "application/openmetrics-text" in accept:
-        return OPENMETRICS_TYPE, True
-    return TEXT_TYPE, False
+def content_type_of(is_openmetrics: bool) -> str:
+    """The Content-Type of what ``render`` gives."""
+    return OPENMETRICS_TYPE if is_openmetrics else TEXT_TYPE

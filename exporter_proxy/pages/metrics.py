@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from exporter_proxy.observe.metrics import DaemonNumbers, exposition_type, render
-from exporter_proxy.pages.negotiation import accepts_gzip
+from exporter_proxy.observe.metrics import DaemonNumbers, content_type_of, render
+from exporter_proxy.pages.negotiation import accepts_gzip, prefers_openmetrics
 from exporter_proxy.pages.slices import send_slices
 from exporter_proxy.proxy import Proxy, Running
 
@@ -19,9 +19,12 @@ _GZIP_WBITS = 31
 async def own_metrics(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """Text or OpenMetrics by Accept, gzip by Accept-Encoding; scrapes go on between slices."""
     request = Request(scope)
-    content_type, is_openmetrics = exposition_type(request.headers.get("accept", ""))
+    is_openmetrics = prefers_openmetrics(", ".join(request.headers.getlist("accept")))
     is_gzip = accepts_gzip(", ".join(request.headers.getlist("accept-encoding")))
-    headers = [(b"Content-Type", content_type.encode()), (b"Vary", b"Accept, Accept-Encoding")]
+    headers = [
+        (b"Content-Type", content_type_of(is_openmetrics).encode()),
+        (b"Vary", b"Accept, Accept-Encoding"),
+    ]
     if is_gzip:
         headers.append((b"Content-Encoding", b"gzip"))
     numbers = DaemonNumbers(

@@ -22,6 +22,17 @@ def weights(field: str) -> Iterator[tuple[str, float]]:
         yield name, weight if 0 < weight <= 1 else 0.0
 
 
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether OpenMetrics is named, and no less welcome than the text format (section 12.5.1)."""
+    openmetrics = text = 0.0
+    for name, weight in weights(accept):  # each may be named several times, by its versions
+        if name == "application/openmetrics-text":
+            openmetrics = max(openmetrics, weight)
+        elif name == "text/plain":
+            text = max(text, weight)
+    return openmetrics > 0 and openmetrics >= text
+
+
 def accepts_gzip(accept_encoding: str) -> bool:
     """Whether gzip is acceptable and no less welcome than no encoding (section 12.5.3)."""
     weight_of = dict(weights(accept_encoding))

@@ -19,6 +19,15 @@ DENIED = "exporter_proxy_requests_denied_total"
 IN_FLIGHT = "exporter_proxy_scrapes_in_flight"
 DURATION = "exporter_proxy_scrape_duration_seconds"
 BYTES = "exporter_proxy_scrape_response_bytes_total"
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
 
 
 def test_every_reason_exists_at_zero_from_the_start() -> None:
@@ -143,6 +152,34 @@ def test_a_head_is_over_with_its_headers(target: str) -> None:
         line = json.loads(daemon.wait_for_output("HEAD"))
         assert line == {"method": "HEAD", "status": reply.status, "size": 0, "reason": reply.error or ""}
         assert daemon.metric(DENIED, reason="client_gone") == 0
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_openmetrics"),
+    [
+        ((), False),
+        (("*/*",), False),
+        (("text/html",), False),
+        (("text/plain;version=0.0.4;q=0.5,*/*;q=0.1",), False),
+        (("application/openmetrics-text; version=1.0.0; charset=utf-8",), True),
+        ((PROMETHEUS_2,), True),
+        ((PROMETHEUS_3,), True),
+        (("Application/OpenMetrics-Text",), True),
+        (("text/plain;q=0.4", "application/openmetrics-text;q=0.5"), True),
+        (("text/plain;q=0.5,application/openmetrics-text;q=0.4",), False),
+        (("text/plain, application/openmetrics-text;q=0",), False),
+        (("application/openmetrics-text;q=0",), False),
+        (("application/openmetrics-texts",), False),
+    ],
+)
+def test_own_metrics_are_in_the_format_that_is_wanted(
+    daemon: Daemon, accept: tuple[str, ...], is_openmetrics: bool
+) -> None:
+    """By the weights of RFC 9110 section 12.5.1, as Prometheus gives them to its ``scrape_protocols``."""
+    reply = daemon.get("/metrics", *(("Accept", line) for line in accept)).expect_ok()
+    wanted = "application/openmetrics-text" if is_openmetrics else "text/plain; version=0.0.4"
+    assert (reply.header("content-type") or "").startswith(wanted)
+    assert reply.body.endswith(b"# EOF\n") is is_openmetrics
 
 
 @pytest.mark.parametrize(

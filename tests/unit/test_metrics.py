@@ -16,7 +16,7 @@ from exporter_proxy import __version__
 from exporter_proxy.observe import metrics
 from exporter_proxy.observe.exchange import Exchange
 from exporter_proxy.observe.history import DURATION_BUCKETS_SECONDS, ExporterRecord
-from exporter_proxy.observe.metrics import DaemonNumbers, exposition_type, render
+from exporter_proxy.observe.metrics import DaemonNumbers, render
 from exporter_proxy.reasons import DENIAL_STATUS, SCRAPE_ERROR_STATUS, Reason
 
 CONTRACT = {
@@ -255,25 +255,3 @@ def test_promtool_has_nothing_to_say() -> None:
             raise
         pytest.skip("promtool is not installed")
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
-
-
-@pytest.mark.parametrize(
-    ("accept", "is_openmetrics"),
-    [
-        ("", False),
-        ("*/*", False),
-        ("text/html", False),
-        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", False),
-        (
-            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75",
-            True,
-        ),
-        ("application/openmetrics-text; version=1.0.0; charset=utf-8", True),
-    ],
-)
-def test_the_format_is_what_prometheus_asks_for(accept: str, is_openmetrics: bool) -> None:
-    content_type, found = exposition_type(accept)
-    assert found is is_openmetrics
-    assert content_type.startswith(
-        "application/openmetrics-text" if is_openmetrics else "text/plain; version=0.0.4"
-    )
