@@ -20,7 +20,7 @@ from exporter_proxy.pages.negotiation import weights
 from exporter_proxy.pages.overview import Values, exporters_with_recent, overview
 from exporter_proxy.pages.slices import json_slices, send_slices
 from exporter_proxy.proxy import Proxy, Running
-from exporter_proxy.threads import Threads
+from exporter_proxy.threads import NoThread, Threads
 
 HTML, JSON, TEXT = "text/html", "application/json", "text/plain"
 _PAGE_HEADERS = (
@@ -35,6 +35,9 @@ _EXPORTERS_PER_SLICE = 20
 async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive, send: Send) -> None:
     """HTML for browsers, JSON where it is asked for, an aligned table for all others."""
     kind = preferred_type(", ".join(Request(scope).headers.getlist("accept")))
+    page = await _page() if kind == HTML else None
+    if page is None and kind == HTML:
+        kind = TEXT
     values = await overview(proxy, running, scope)
     headers = [(b"Content-Type", f"{kind}; charset=utf-8".encode()), *_PAGE_HEADERS]
     slices: Iterable[bytes]
@@ -42,8 +45,7 @@ async def landing(proxy: Proxy, running: Running, scope: Scope, receive: Receive
         headers[0] = (b"Content-Type", JSON.encode())
         others = {**values, "exporters": None}
         slices = json_slices(others, exporters_with_recent(running, scope), _EXPORTERS_PER_SLICE)
-    elif kind == HTML:
-        page = await _page()
+    elif page is not None:
         headers += [
             (b"Content-Security-Policy", page.policy.encode()),
             (b"Referrer-Policy", b"no-referrer"),
@@ -218,10 +220,16 @@ _made: list[_Page] = []
 _making = Threads(1, "landing page")
 
 
-async def _page() -> _Page:
-    """The same for everybody; made for the first who asks, in a thread, since scrapes wait for no disk."""
+async def _page() -> _Page | None:
+    """The same for everybody; made for the first who asks, in a thread, since scrapes wait for no disk.
+
+    ``None`` as long as there can be no further thread.
+    """
     if not _made:
-        await _making.run(_make)
+        try:
+            await _making.run(_make)
+        except NoThread:
+            return None
     return _made[0]
 
 

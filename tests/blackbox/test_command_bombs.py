@@ -41,11 +41,12 @@ def script(directory: Path, name: str, text: str) -> list[str]:
 
 @contextmanager
 def bombed(directory: Path, bomb: str, loop: str) -> Iterator[Site]:
-    """A daemon with the exporters ``http``, ``good`` and ``bomb``, within the limit."""
+    """A daemon with the exporters ``http``, ``named``, ``good`` and ``bomb``, within the limit."""
     with tasks_limit(TASKS) as limit, FakeExporter() as exporter:
         config = {
             "exporters": {
                 "http": {"url": exporter.url()},
+                "named": {"url": exporter.url().replace("127.0.0.1", "localhost")},
                 "good": {"command": script(directory, "good", "echo 'a 1'")},
                 "bomb": {"command": script(directory, "bomb", bomb), "timeout": "2s"},
             }
@@ -121,14 +122,20 @@ def test_where_no_task_is_free_the_daemon_says_so_and_lives_on(tmp_path: Path) -
     """At the limit from outside: no thread and no process can be started, by whatever way."""
     with bombed(tmp_path, BOMB, "uvloop") as site:
         daemon, limit = site
-        (limit.directory / "pids.max").write_text(f"{limit.tasks}\n")
+        (limit.directory / "pids.max").write_text("1\n")  # fewer than there are
         line = daemon.get("/good/metrics").expect_refusal(502, "command_failed", "good").body.decode()
         assert "raise exporter_proxy's TasksMax" in line
         daemon.get("/http/metrics").expect_ok(PAGE)
+        line = daemon.get("/named/metrics").expect_refusal(502, "connect", "named").body.decode()
+        assert "raise exporter_proxy's TasksMax" in line
         daemon.get("/").expect_ok()
+        browser = ("Accept", "text/html")  # what its page is made of is read for the first who asks
+        assert (daemon.get("/", browser).expect_ok().header("content-type") or "").startswith("text/plain")
         reloaded = daemon.reload()
         (limit.directory / "pids.max").write_text(f"{TASKS}\n")
         assert "config reloaded" in reloaded or "config not reloaded" in reloaded
         daemon.get("/good/metrics").expect_ok(b"a 1\n")
+        daemon.get("/named/metrics").expect_ok(PAGE)
+        assert (daemon.get("/", browser).expect_ok().header("content-type") or "").startswith("text/html")
         assert "config reloaded" in daemon.reload()
         assert not [line for line in daemon.log_lines if "defect" in line]
