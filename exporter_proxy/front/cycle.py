@@ -11,7 +11,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -21,6 +21,9 @@ from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.exchange import Exchange
 
 Message = MutableMapping[str, Any]
+
+WRITE_BYTES = 256 * 1024
+"""Of a body at once: TLS encrypts all that it is given, which holds up scrapes and stays for who is slow."""
 
 
 class ResponseAborted(Exception):
@@ -145,6 +148,8 @@ class Cycle:
             return
         body: bytes = message.get("body", b"")
         is_last = not message.get("more_body", False)
+        if len(body) > WRITE_BYTES and self._sends_body:
+            body = await self._send_all_but_the_end(body)
         parts = [self._head] if self._head else []
         self._head = b""
         if self._sends_body:
@@ -163,6 +168,14 @@ class Cycle:
         if self._flow.write_paused:
             await self._flow.drain()
         self.is_complete = is_last
+
+    async def _send_all_but_the_end(self, body: bytes) -> bytes:
+        """Send what is more than can be written at once; the rest."""
+        rest = memoryview(body)
+        while len(rest) > WRITE_BYTES:
+            await self.send({"type": "http.response.body", "body": rest[:WRITE_BYTES], "more_body": True})
+            rest = rest[WRITE_BYTES:]
+        return cast(bytes, rest)  # a view will do: it is only passed on
 
     def _count(self, size: int, is_last: bool) -> None:
         if self._is_close_delimited:

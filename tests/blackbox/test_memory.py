@@ -128,6 +128,22 @@ def over_tls(directory: Path, *scripts: Script, **config: Any) -> Iterator[tuple
         yield daemon, trusting
 
 
+def test_eight_readers_over_tls_of_an_answer_that_is_held(tmp_path: Path) -> None:
+    """It is encrypted for each as he takes it, and not all at once, which would hold the event loop, too."""
+    held = b"a_metric 1\n" * 600_000
+    with over_tls(tmp_path, respond(body=held), route={"share_for": "1m"}) as (daemon, trusting):
+        target = "/x/metrics?held"
+        daemon.get(target, tls=trusting).expect_ok(held)
+        before = daemon.rss_bytes()
+        with contextlib.ExitStack() as wires:
+            for _ in range(8):
+                wire = wires.enter_context(daemon.connect(receive_buffer_bytes=4096, tls=trusting))
+                wire.send(request(target)).read_head()
+            assert daemon.get(target, tls=trusting).expect_ok(held).took_seconds < 2.0
+            grown = daemon.rss_bytes() - before
+        assert grown < GROWTH_BYTES, f"it grew by {grown / 1024 / 1024:.1f} MiB"
+
+
 def test_reloads_keep_no_garbage(tmp_path: Path) -> None:
     """A body that is cut leaves some for the collector; a reload exempts from it what is there to stay."""
     cut = [send(head(200, [("Content-Length", "200000")]) + b"a 1\n" * 20_000), close()]
