@@ -56,6 +56,7 @@ class StartError(Exception):
 def build_running(config: Config, log: DaemonLog, previous: Running | None = None) -> Running:
     """Everything that ``config`` needs at run time. Raises ConfigError and StartError."""
     files = stamps(watched_files(config))  # before they are read: what changes meanwhile is noticed
+    config = refreshed(config)  # its web config was read earlier, a second ago where there are many exporters
     tls = _tls_context(config)
     guard = Guard.of(config, previous.guard if previous is not None else None)
     pushprox = _pushprox(config)
@@ -136,12 +137,12 @@ class Reloader:
     async def _refresh(self, changed: list[str]) -> None:
         async with self._lock:
             proxy = self._proxy
-            running = proxy.running
+            config = proxy.running.config
 
-            async def reread() -> Config:
-                return await in_thread(refreshed, running.config)
+            async def the_same() -> Config:
+                return config
 
-            proxy.refresh_problems = await self._replace(reread)
+            proxy.refresh_problems = await self._replace(the_same)
             for problem in proxy.refresh_problems:
                 self._log.error("changed files not used, what was read before stays in use", problem=problem)
             if not proxy.refresh_problems:

@@ -18,11 +18,12 @@ import yaml
 
 from exporter_proxy import reload
 from exporter_proxy.config import Config, ConfigError, parse_config
+from exporter_proxy.config.files import stamps
 from exporter_proxy.config.problems import Problem
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
-from exporter_proxy.reload import Reloader, close_all
+from exporter_proxy.reload import Reloader, build_running, close_all
 from exporter_proxy.systemd import Notifier
 from tests.fakes.origin import Origin, response, say
 from tests.inprocess import LOOPS, open_descriptors, parts, run, until
@@ -207,3 +208,15 @@ def test_who_waits_for_a_reload_gets_one_that_began_afterwards(loop: str, tmp_pa
             assert len(begun) == 3
 
     run(scenario, loop)
+
+
+def test_a_web_config_that_changes_after_it_was_read_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    """What is seen of the file and what was read of it go together, or nobody would look again."""
+    web = tmp_path / "web.yml"
+    web.write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    config = configured(exporters={"x": {"url": "http://127.0.0.1:1/"}}, web_config_file=str(web))
+    web.write_text("http_server_config: {headers: {X-Frame-Options: sameorigin}}\n")
+    running = build_running(config, DaemonLog(LogWriter(str(tmp_path / "log"))))
+    assert running.config.web is not None
+    assert running.config.web.headers == (("X-Frame-Options", "sameorigin"),)
+    assert running.files == stamps((str(web),))
