@@ -100,6 +100,22 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
+def vaulted(directory: Path, secret: str) -> str:
+    """A value of YAML as ansible-vault encrypts it; with what is in the file ``vault`` of ``directory``."""
+    (directory / "vault").write_text("a password\n")
+    done = subprocess.run(
+        [tool("ansible-vault"), "encrypt_string", f"--vault-password-file={directory / 'vault'}", secret],
+        env=environment(directory),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # On one line, so that it fits anywhere.
+    lines = done.stdout.removeprefix("!vault |").split()
+    return '!vault "' + "\\n".join(lines) + '"'
+
+
 def play(
     lab: Lab,
     directory: Path,

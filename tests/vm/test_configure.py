@@ -16,8 +16,9 @@ import bcrypt
 import pytest
 import trustme
 
-from tests.vm.play import PLAY_SECONDS, SITE, environment, tool
+from tests.vm.play import PLAY_SECONDS, SITE, environment, tool, vaulted
 
+USER_HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 EXPORTERS = {"node_exporter": {"url": "http://127.0.0.1:9100/metrics"}}
 # All is active, and nothing is older than its files.
 SYSTEMCTL = """\
@@ -134,9 +135,7 @@ def tls(tmp_path: Path) -> dict[str, Any]:
     return {
         "exporter_proxy_tls_cert": str(tmp_path / "server.crt"),
         "exporter_proxy_tls_key": str(tmp_path / "server.key"),
-        "exporter_proxy_web_config": {
-            "basic_auth_users": {"prometheus": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}
-        },
+        "exporter_proxy_web_config": {"basic_auth_users": {"prometheus": USER_HASH}},
     }
 
 
@@ -148,6 +147,21 @@ def test_no_secret_is_in_a_diff(here: Here, tls: dict[str, Any], mode: tuple[str
     assert played.changed > 0
     for shown in ("PRIVATE KEY", "hunter2", "$2b$"):
         assert shown not in played.output
+
+
+def test_what_is_encrypted_one_by_one_is_written_as_it_is(here: Here, tmp_path: Path) -> None:
+    """As ansible-vault encrypt_string does it."""
+    basic_auth = f"basic_auth: {{username: x, password: {vaulted(tmp_path, 'hunter2')}}}"
+    (tmp_path / "secrets.yml").write_text(
+        f"exporter_proxy_exporters: {{x: {{url: 'http://127.0.0.1:9100/metrics', {basic_auth}}}}}\n"
+        f"exporter_proxy_config: {{pushprox: {{proxy_url: 'http://127.0.0.1:8080', {basic_auth}}}}}\n"
+        f"exporter_proxy_web_config: {{basic_auth_users: {{x: {vaulted(tmp_path, USER_HASH)}}}}}\n"
+    )
+    secrets = (f"--extra-vars=@{tmp_path / 'secrets.yml'}", f"--vault-password-file={tmp_path / 'vault'}")
+    assert here.play("configure", *secrets).status == 0
+    assert here.files["config.yml"].decode().count("password: hunter2\n") == 2
+    assert f"x: {USER_HASH}\n" in here.files["web.yml"].decode()
+    assert here.play("configure", *secrets).changed == 0
 
 
 def test_a_key_that_does_not_belong_replaces_nothing(here: Here, tls: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.vm.play import COLLECTION, PLAY_SECONDS, environment, tool
+from tests.vm.play import COLLECTION, PLAY_SECONDS, environment, tool, vaulted
 
 SITE = """\
 - name: Write the targets
@@ -235,6 +235,20 @@ def test_passwords_of_the_job_are_for_prometheus_only(able: None, tmp_path: Path
     job = written.place / "scrape_config.yml"
     assert "hunter2" in job.read_text()
     assert (job.stat().st_mode & 0o777, job.group()) == (0o640, "daemon")
+
+
+def test_a_password_that_is_encrypted_by_itself_is_written_as_it_is(able: None, tmp_path: Path) -> None:
+    """promtool takes the encrypted text for a password, and Prometheus would show that one to each host."""
+    (tmp_path / "secrets.yml").write_text(
+        "prometheus_targets_scrape_config:\n"
+        f"  basic_auth: {{username: x, password: {vaulted(tmp_path, 'hunter2')}}}\n"
+    )
+    written = Written(tmp_path)
+    done = written.play(
+        f"--extra-vars=@{tmp_path / 'secrets.yml'}", f"--vault-password-file={tmp_path / 'vault'}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert written.job["basic_auth"] == {"username": "x", "password": "hunter2"}
 
 
 def test_a_host_that_cannot_be_asked_keeps_its_targets(able: None, tmp_path: Path) -> None:
