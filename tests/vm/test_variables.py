@@ -93,6 +93,33 @@ def test_what_cannot_be_listened_on_is_an_error_before_anything_changes(
     assert f"{address} and {port} cannot be listened on".strip() in said
 
 
+def test_systemd_takes_flags_to_the_letter(tmp_path: Path) -> None:
+    """``%`` and ``$`` have a meaning in units, and a backslash has one in their quotes."""
+    flags = ["--web.external-url=https://example.org/a%20b/", "--web.route-prefix=/$x", "--log.level=a \\b'c"]
+    status, said = play(
+        tmp_path,
+        {**PROMETHEUS, "exporter_proxy_flags": flags, "_exporter_proxy_command": "/bin/true"},
+        [role("preflight.yml"), rendered("service.conf.j2")],
+    )
+    assert status == 0
+    found = re.search(r'"msg": ("(?:[^"\\]|\\.)*")', said)
+    assert found is not None
+    drop_in = json.loads(found[1])
+    assert drop_in.splitlines()[-1] == (
+        "ExecStart=/bin/true serve --config.file=/etc/exporter_proxy/config.yml"
+        " --web.external-url=https://example.org/a%%20b/ '--web.route-prefix=/$$x'"
+        """ '--log.level=a \\\\b'"'"'c'"""
+    )
+    (tmp_path / "exporter_proxy.service").write_text(drop_in)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "exporter_proxy.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("sources", "address", "status", "told"),
     [
