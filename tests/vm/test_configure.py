@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import re
@@ -147,6 +148,17 @@ def test_no_secret_is_in_a_diff(here: Here, tls: dict[str, Any], mode: tuple[str
     assert played.changed > 0
     for shown in ("PRIVATE KEY", "hunter2", "$2b$"):
         assert shown not in played.output
+
+
+def test_no_secret_is_told_with_v(here: Here, tmp_path: Path) -> None:
+    """Nor what has one in it, as base64."""
+    secret = {**EXPORTERS["node_exporter"], "basic_auth": {"username": "x", "password": "hunter2"}}
+    (tmp_path / "opt").mkdir()
+    for tag in ("configure", "configure", "run"):
+        played = here.play(tag, "-v", exporter_proxy_exporters={"x": secret})
+        assert played.status == 0
+        assert "hunter2" not in played.output
+        assert base64.b64encode(here.files["config.yml"]).decode() not in played.output
 
 
 def test_what_is_encrypted_one_by_one_is_written_as_it_is(here: Here, tmp_path: Path) -> None:
