@@ -16,8 +16,9 @@ from typing import Any
 import bcrypt
 import pytest
 import trustme
+import yaml
 
-from tests.vm.play import PLAY_SECONDS, SITE, environment, tool, vaulted
+from tests.vm.play import COLLECTION, PLAY_SECONDS, SITE, environment, tool, vaulted
 
 USER_HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 EXPORTERS = {"node_exporter": {"url": "http://127.0.0.1:9100/metrics"}}
@@ -277,6 +278,27 @@ def test_a_rollout_that_nothing_would_stop_does_not_begin(here: Here, prometheus
     assert told not in refused.output
     allowed = here.play("", **rollout, rollout_unscraped_ok="true")
     assert told in allowed.output
+
+
+@pytest.mark.parametrize(
+    ("state", "missed"), [("present", ["exporter_proxy", "node_exporter"]), ("absent", [])]
+)
+def test_what_a_rollout_takes_out_is_not_waited_for(
+    here: Here, tmp_path: Path, state: str, missed: list[str]
+) -> None:
+    (update, _) = yaml.safe_load((COLLECTION / "playbooks/rollout.yml").read_text())
+    (remember,) = (task for task in update["tasks"] if task["name"] == "Remember what has to be up again")
+    told = {"ansible.builtin.debug": {"var": "rollout_exporters"}}
+    play = {"hosts": "exporter_proxy", "gather_facts": False, "tasks": [remember, told]}
+    (tmp_path / "remember.yml").write_text(json.dumps([play]))
+    up = [{"metric": {"exporter": name}} for name in ("exporter_proxy", "node_exporter", "gone_exporter")]
+    played = here.play(
+        "", playbook=str(tmp_path / "remember.yml"), rollout_answer=up, exporter_proxy_state=state
+    )
+    assert played.status == 0
+    found = re.search(r'"rollout_exporters": (\[.*?\])', played.output, re.S)
+    assert found is not None
+    assert json.loads(found[1]) == missed
 
 
 def test_variables_of_the_command_line_are_text(here: Here, tmp_path: Path) -> None:
