@@ -34,6 +34,15 @@ is-active*) echo active ;;
 is-enabled*) echo enabled ;;
 esac
 """
+# It runs, and has no rules yet.
+FIREWALL_CMD = """\
+#!/bin/sh
+case "$*" in
+--state) ;;
+*default-zone) echo public ;;
+*) echo "$*" >>"${0%/*}/firewall-cmd.log" ;;
+esac
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +236,31 @@ def test_a_release_that_is_not_installed_is_not_run(here: Here, tmp_path: Path) 
     assert "nowhere is not there" in played.output
     assert not (tmp_path / "opt/current").is_symlink()
     assert not any(asked.startswith(("restart", "start")) for asked in here.asked_of_systemd)
+
+
+@pytest.mark.parametrize("port_before", [9099, None], ids=["another port", "none before"])
+def test_a_configuration_that_is_refused_leaves_the_port_in_use_open(
+    here: Here, tmp_path: Path, port_before: int | None
+) -> None:
+    """Prometheus would not reach the old daemon, which goes on; that of a package is never open to all."""
+    here.add_program("firewall-cmd", FIREWALL_CMD)
+    here.add_program("nft", "#!/bin/sh\nexit 1\n")
+    log = tmp_path / "bin/firewall-cmd.log"
+    variables: dict[str, Any] = {
+        "exporter_proxy_firewall": "firewalld",
+        "exporter_proxy_prometheus_addresses": ["192.0.2.5"],
+    }
+    if port_before:
+        written = tmp_path / "systemd/exporter_proxy.socket.d/50-ansible.conf"
+        written.parent.mkdir(parents=True)
+        written.write_text(f"[Socket]\nListenStream=\nListenStream=0.0.0.0:{port_before}\n")
+    tags = "firewall,exporter_proxy_configure"
+    refused = here.play(tags, **variables, exporter_proxy_port=9200, exporter_proxy_config={"listenn": ""})
+    assert refused.status != 0
+    assert "listenn" in refused.output
+    assert log.exists() is (port_before is None)
+    assert here.play(tags, **variables, exporter_proxy_port=9200).status == 0
+    assert "--add-port=9200/tcp" in log.read_text()
 
 
 def test_files_for_https_go_once_the_daemon_is_told_to_do_without(
