@@ -104,6 +104,11 @@ class Place:
         script = directory / "programs" / "exporter_proxy"
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m exporter_proxy "$@"\n')
         script.chmod(0o755)
+        # There need be no such user here.
+        self.owners = directory / "owners"
+        chown = script.with_name("chown")
+        chown.write_text(f'#!/bin/sh\necho "$*" >>{self.owners}\n')
+        chown.chmod(0o755)
         stack.callback(self._stop_all)
 
     def put_in(self, text: str) -> str:
@@ -144,7 +149,7 @@ class Place:
                 assert not step.output
                 self._systemctl(*words[1:])
             else:
-                assert words[0] in ("exporter_proxy", "curl", "mv"), (
+                assert words[0] in ("exporter_proxy", "curl", "mv", "chown"), (
                     f"{step}: the test does not know {words[0]}"
                 )
                 shown = printed(self.put_in(step.command), self.directory, self._environment())
@@ -161,8 +166,9 @@ class Place:
         if verb in ("disable", "stop", "restart"):
             assert verb != "disable" or "--now" in arguments
             self.stop(unit)
-        if verb in ("enable", "start", "restart"):
-            assert verb != "enable" or "--now" in arguments
+        if verb in ("start", "restart") or ("--now" in arguments and verb == "enable"):
+            # A package has started its daemon, which reads nothing anew because it is started once more.
+            assert unit != "exporter_proxy" or verb == "restart"
             self.start(unit)
 
     def start(self, unit: str) -> None:
@@ -293,8 +299,10 @@ def test_from_exporter_exporter(place: Place) -> None:
     place.write(CONFIG, "# As a package has brought it.\n")
     place.run(write)
     assert place.read(IMPORTED) == ours.text
+    assert Path(place.put_in(IMPORTED)).stat().st_mode & 0o777 == 0o600
     with place.scraping(jobs) as prometheus:
         place.run(change)
+        assert place.owners.read_text() == f"exporter_proxy: {place.put_in(IMPORTED)}\n"
         assert samples(place.get(9999, "/proxy?module=smart").expect_ok().body) == samples(before)
         place.wait_until_up(prometheus, jobs, 9999)
         place.wait_until_probed(prometheus)
