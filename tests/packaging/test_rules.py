@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from exporter_proxy.reasons import DENIAL_STATUS, SCRAPE_ERROR_STATUS
-from tests.daemon import proxied, wait_until
+from tests.daemon import REPOSITORY, proxied, wait_until
 from tests.e2e.alertmanager import Alertmanager
 from tests.packaging.artefacts import PACKAGING, needs
 
@@ -91,6 +91,21 @@ def test_what_the_rules_ask_for_is_what_the_daemon_has() -> None:
     for metric, reasons in re.findall(r'(\w+)\{reason=~?"([\w|]+)"', expressions):
         known = DENIAL_STATUS if "denied" in metric else SCRAPE_ERROR_STATUS
         assert set(reasons.split("|")) <= {reason.value for reason in known}
+
+
+def test_the_alert_about_certificates_explains_each_kind() -> None:
+    """Those that README.md lists."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `exporter_proxy_certificate_not_after.*$", readme, re.MULTILINE)
+    kinds = re.findall(r"`(\w+)`", row.rpartition("| when")[2])
+    (description,) = (
+        rule["annotations"]["description"]
+        for group in groups()
+        for rule in group["rules"]
+        if rule.get("alert") == "ExporterProxyCertificateExpires"
+    )
+    assert len(kinds) > 3
+    assert [kind for kind in kinds if not re.search(rf"\b{kind}\b", description)] == []
 
 
 def test_alertmanager_takes_its_configuration() -> None:
