@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from tests.vm.releases import REPOSITORY
 ROLES = ("exporter_proxy", "prometheus_targets")
 UNITS = ("exporter_proxy.service", "exporter_proxy.socket", "exporter_proxy.service.d/30-command.conf")
 LINT_SECONDS = 300
+CONDITIONAL = ("when", "that", "until", "changed_when", "failed_when")
 
 
 def test_ansible_lint_at_its_strictest(tmp_path: Path) -> None:
@@ -45,6 +48,36 @@ def test_the_readme_names_every_variable(role: str) -> None:
     defaults = yaml.safe_load((COLLECTION / "roles" / role / "defaults/main.yml").read_text())
     readme = (COLLECTION / "README.md").read_text()
     assert not [name for name in defaults if f"| `{name}` |" not in readme]
+
+
+def conditions(part: Any) -> Iterator[str]:
+    """All that tasks make themselves depend on."""
+    if isinstance(part, list):
+        for each in part:
+            yield from conditions(each)
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            if key in CONDITIONAL:
+                yield from (
+                    one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)
+                )
+            else:
+                yield from conditions(value)
+
+
+def test_older_ansibles_understand_each_condition() -> None:
+    """Before 2.19 they put it between ``{% if`` and ``%}``, where ``a if b else c`` needs parentheses."""
+    jinja2 = pytest.importorskip("jinja2", reason="it comes with Ansible")
+    files = [
+        file for file in COLLECTION.rglob("*.yml") if file.parent.name in ("tasks", "handlers", "playbooks")
+    ]
+    found = [(file, one) for file in files for one in conditions(yaml.safe_load(file.read_text()))]
+    assert len(found) > 50
+    for file, condition in found:
+        try:
+            jinja2.Environment().parse(f"{{% if {condition} %}}{{% endif %}}")
+        except jinja2.TemplateSyntaxError as error:
+            pytest.fail(f"{file}: {condition}: {error}")
 
 
 def test_the_archive_has_the_units_themselves(tmp_path: Path) -> None:
