@@ -93,6 +93,13 @@ def test_what_cannot_be_listened_on_is_an_error_before_anything_changes(
     assert f"{address} and {port} cannot be listened on".strip() in said
 
 
+def test_what_ansible_cfg_has_files_begin_with_may_have_lines(tmp_path: Path) -> None:
+    variables = {**PROMETHEUS, "__exporter_proxy_exporters": {}, "ansible_managed": "Ours.\nNot: yours"}
+    status, said = play(tmp_path, variables, [role("preflight.yml"), rendered("config.yml.j2")])
+    assert status == 0
+    assert '"# Ours.\\n# Not: yours: changes here are lost.\\nlisten: systemd\\n' in said
+
+
 def test_systemd_takes_flags_to_the_letter(tmp_path: Path) -> None:
     """``%`` and ``$`` have a meaning in units, and a backslash has one in their quotes."""
     flags = ["--web.external-url=https://example.org/a%20b/", "--web.route-prefix=/$x", "--log.level=a \\b'c"]
