@@ -23,6 +23,8 @@ BODY = b"a_metric 1\n" * 4000
 BUFFER_BYTES = 4096
 CONNECTIONS = "exporter_proxy_connections"
 NOT_AT_ONCE_SECONDS = 2.0
+ENOUGH_SECONDS = 30.0
+"""For a stop that waits for nobody, on a busy machine; the daemon would wait for a minute."""
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def test_a_stop_waits_for_who_reads_slowly() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.process.wait(NOT_AT_ONCE_SECONDS)
         wire.read_reply().expect_ok(BODY)
-        assert daemon.process.wait(NOT_AT_ONCE_SECONDS) == 0
+        assert daemon.process.wait(ENOUGH_SECONDS) == 0
 
 
 def test_a_second_signal_waits_for_nobody() -> None:
@@ -75,5 +77,5 @@ def test_a_second_signal_waits_for_nobody() -> None:
         daemon.process.terminate()
         daemon.wait_for_log("msg=stopping")
         daemon.process.terminate()
-        assert daemon.process.wait(NOT_AT_ONCE_SECONDS) == 0
+        assert daemon.process.wait(ENOUGH_SECONDS) == 0
         assert len(wire.read_until_closed()) < len(BODY)
