@@ -93,6 +93,13 @@ def test_what_cannot_be_listened_on_is_an_error_before_anything_changes(
     assert f"{address} and {port} cannot be listened on".strip() in said
 
 
+def test_exporters_in_the_wrong_place_are_an_error(tmp_path: Path) -> None:
+    config = {"exporters": {"x": {"url": "http://127.0.0.1:9100/metrics"}}}
+    status, said = play(tmp_path, {**PROMETHEUS, "exporter_proxy_config": config}, [role("preflight.yml")])
+    assert status != 0
+    assert "they belong into exporter_proxy_exporters" in said
+
+
 def test_what_ansible_cfg_has_files_begin_with_may_have_lines(tmp_path: Path) -> None:
     variables = {**PROMETHEUS, "__exporter_proxy_exporters": {}, "ansible_managed": "Ours.\nNot: yours"}
     status, said = play(tmp_path, variables, [role("preflight.yml"), rendered("config.yml.j2")])
