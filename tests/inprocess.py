@@ -81,7 +81,7 @@ def run(scenario: Scenario[T], loop: str = "asyncio", timeout_seconds: float = 6
     ):
         result = runner.run(watched())
         gc.collect()  # an exception that nobody took shows when its task goes
-    assert not troubles
+    assert not troubles, troubles
     return result
 
 
