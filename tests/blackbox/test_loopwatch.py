@@ -141,6 +141,23 @@ async def planted(loop):
     for one in before:
         one.kill()
 """,
+    "threads that begin late, and a watch that is late": """
+pread = os.pread
+def late_pread(*args):
+    read = pread(*args)
+    time.sleep(0.004)
+    return read
+os.pread = late_pread
+begin = threading.Thread._bootstrap_inner
+def begin_late(self):
+    if self.name != "loopwatch": time.sleep(0.046)
+    begin(self)
+threading.Thread._bootstrap_inner = begin_late
+async def planted(loop):
+    for _ in range(20):
+        threading.Thread(target=int).start()
+        await asyncio.sleep(0.02)
+""",
     "what blocks, in a thread": """
 async def planted(loop):
     await asyncio.to_thread(time.sleep, 0.05)

@@ -9,7 +9,7 @@ the file that ``LOOPWATCH`` names, each a line of JSON with the place in the cod
   each task and timer;
 - a system call other than the loop's own waiting in which that thread sleeps for more than 20 ms: the same
   call with the same count of voluntary switches, sample after sample (who waits for the interpreter's lock
-  wakes every 5 ms, or has handed it to a thread that has yet to be given a CPU);
+  wakes every 5 ms, or has handed it to a thread that has yet to be given a CPU, or is between two turns);
 - a call that blocks for as long as a disk, a resolver or another process likes (opening a file, looking up
   a name, sleeping, starting a program), however short it was this time.
 
@@ -173,9 +173,12 @@ class Watch:
             time.sleep(SAMPLE_SECONDS)
             self._write()
             self._note_stack(clock)
+            # Before the sample: if that is of the same sleep, this is where it sleeps. Afterwards it may have
+            # gone on.
+            stack = self._loop_stack() if asleep else []
             call = os.pread(self._call_file, 256, 0)
             number = call.split(maxsplit=1)[0]
-            if number in POLLS or number in NO_CALL:
+            if number in POLLS or number in NO_CALL or (number == FUTEX and self._waits_for_a_thread()):
                 asleep = None
                 continue
             sleep = call, _switches(os.pread(self._status_file, 4096, 0))
@@ -184,16 +187,22 @@ class Watch:
                 continue
             seen += 1
             if seen >= ASLEEP_SAMPLES and time.monotonic() - since > HELD_SECONDS:
-                if number != FUTEX or not self._another_runs():
-                    self._tell(f"asleep in system call {number.decode()}", self._loop_stack())
+                self._tell(f"asleep in system call {number.decode()}", stack)
                 asleep = None
 
-    def _another_runs(self) -> bool:
-        """Whether a thread that is neither the loop's nor this one is on a CPU or waits for one."""
-        for thread in threading.enumerate():
-            if thread.native_id not in (None, self._loop_native_id, threading.get_native_id()):
+    def _waits_for_a_thread(self) -> bool:
+        """Whether, being in a lock, it waits for one that has yet to be given a CPU, not for what that does.
+
+        Between two turns of the loop there is no lock but the interpreter's.
+        """
+        if not self._turn & 1:
+            return True
+        own = str(self._loop_native_id), str(threading.get_native_id())
+        # Not threading.enumerate(), which lacks those about to begin and those about to end.
+        for thread in Path("/proc/self/task").iterdir():
+            if thread.name not in own:
                 with contextlib.suppress(OSError):  # it may have ended
-                    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_bytes()
+                    stat = (thread / "stat").read_bytes()
                     if stat.rpartition(b")")[2].split()[0] == b"R":
                         return True
         return False
