@@ -103,6 +103,10 @@ class Origin:
                 await answer(visit)
         visit.close()
         visit.ended.set()
+        # asyncio takes the error of a reset connection itself when its protocol goes. A collection of garbage
+        # that comes upon both may let the error go first, as one that nobody took.
+        with contextlib.suppress(OSError, ssl.SSLError, asyncio.CancelledError):
+            await writer.wait_closed()
         self.tasks.discard(task)
 
 
