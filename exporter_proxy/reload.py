@@ -43,8 +43,8 @@ LONGEST_BUILD_SECONDS = 10.0
 """A thousand routes take less than one. What takes longer hangs, in a file."""
 NAMES_IN_LOG = 20
 CLOSED_AT_ONCE = 50
-FROZEN_TO_WALK = 50_000
-"""Objects: some hundred routes, besides what there is anyway. It takes up to 10 ms."""
+ROUTES_TO_WALK = 300
+"""In a collection of garbage, besides what there is anyway. It takes up to 10 ms."""
 
 T = TypeVar("T")
 LoadConfig = Callable[[], Awaitable[Config]]
@@ -171,7 +171,7 @@ class Reloader:
         previous = self._proxy.running
         # What is garbage now would be frozen with the rest, and never be collected; and so would what has
         # become garbage since it was frozen, which is looked for where that holds nobody up.
-        if gc.get_freeze_count() < FROZEN_TO_WALK:
+        if len(previous.routes.routes) <= ROUTES_TO_WALK:
             gc.unfreeze()
         gc.collect()
         with _beside_scrapes():
@@ -193,7 +193,6 @@ class Reloader:
         self._spawn(close_all(retired, self._log))
         self._attempt(self.when_in_force, running)
         self._attempt(self._proxy.close_log_of, old)
-        gc.freeze()
 
     async def _reopen_error_log(self, config: Config) -> None:
         writer = self._log.writer
@@ -241,6 +240,8 @@ def _beside_scrapes() -> Iterator[None]:
     timer = asyncio.get_running_loop().call_later(LONGEST_BUILD_SECONDS, as_usual)
     try:
         yield
+        # Where it can be collected again, the next object allocated has a collection walk all that was built.
+        gc.freeze()
     finally:
         timer.cancel()
         as_usual()

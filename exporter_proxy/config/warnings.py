@@ -6,6 +6,7 @@ the resolver, which may take seconds, and the host's groups, and is for ``check`
 
 from __future__ import annotations
 
+import functools
 import grp
 import socket
 from collections.abc import Sequence
@@ -53,9 +54,10 @@ def config_warnings(
             f"have {max_descriptors}: raise its limit (LimitNOFILE, ulimit -n) or lower max_connections"
         )
     warnings += _client_certificate_warnings(config.server_tls)
+    is_here = functools.cache(_is_here)  # the same for most; a reload asks while all scrapes wait
     for exporter in config.exporters:
         url = exporter.url
-        is_elsewhere = url is not None and url.socket_path is None and not _is_here(url.host)
+        is_elsewhere = url is not None and url.socket_path is None and not is_here(url.host)
         if config.allow_upstreams is None and is_elsewhere:
             warnings.append(
                 f"exporter {exporter.name} is not on this host ({exporter.source.backend}): set "

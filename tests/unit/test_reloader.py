@@ -23,7 +23,7 @@ from exporter_proxy.config.problems import Problem
 from exporter_proxy.observe.daemonlog import DaemonLog
 from exporter_proxy.observe.logwriter import LogWriter
 from exporter_proxy.proxy import Proxy, Running
-from exporter_proxy.reload import Reloader, build_running, close_all
+from exporter_proxy.reload import ROUTES_TO_WALK, Reloader, build_running, close_all
 from exporter_proxy.systemd import Notifier
 from tests.fakes.origin import Origin, response, say
 from tests.inprocess import LOOPS, open_descriptors, parts, run, until
@@ -178,6 +178,38 @@ def test_garbage_is_collected_again_while_a_reload_hangs(
             assert sys.getswitchinterval() == usual
 
     run(scenario, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_no_collection_of_garbage_walks_what_a_reload_has_built(loop: str, tmp_path: Path) -> None:
+    """All scrapes would wait for it; each route is some thirty objects."""
+    walked: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            walked.append(sum(len(gc.get_objects(number)) for number in range(info["generation"] + 1)))
+
+    def exporters(timeout: str) -> dict[str, Any]:
+        entry = {"url": "http://127.0.0.1:1/metrics", "timeout": timeout}
+        return {f"r{number}": entry for number in range(ROUTES_TO_WALK + 1)}
+
+    async def scenario() -> None:
+        wanted = {"exporters": exporters("9s")}
+        async with reloading(tmp_path / "log", wanted) as (_, reloader):
+            gc.collect()
+            gc.freeze()
+            gc.callbacks.append(note)
+            try:
+                for timeout in ("8s", "9s"):
+                    wanted["exporters"] = exporters(timeout)
+                    assert await reloader.reload() == ()
+                    assert len([[] for _ in range(1000)]), "what has the next collection begin"
+            finally:
+                gc.callbacks.remove(note)
+
+    run(scenario, loop)
+    assert len(walked) > 2
+    assert max(walked) < 10 * ROUTES_TO_WALK
 
 
 @pytest.mark.parametrize("loop", LOOPS)
