@@ -43,7 +43,10 @@ class Threads:
         except RuntimeError as error:
             self._free.release()
             raise NoThread(str(error)) from None
-        return await outcome
+        try:
+            return await outcome
+        finally:
+            del outcome  # it holds what is raised, whose traceback holds this frame
 
     def _work(
         self, call: Callable[[], T], loop: asyncio.AbstractEventLoop, outcome: asyncio.Future[T]
@@ -58,6 +61,8 @@ class Threads:
             loop.call_soon_threadsafe(self._end, outcome, result, error)
         except RuntimeError:
             pass  # the loop is closed: the daemon stopped meanwhile
+        finally:
+            del error, outcome  # as in run
 
     def _end(self, outcome: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:
         self._free.release()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +30,33 @@ def test_results_and_errors_come_back(loop: str) -> None:
         with pytest.raises(ZeroDivisionError):
             await threads.run(lambda: 1 // 0)
         assert await threads.run(lambda: 6) == 6
+
+    run(scenario, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_an_error_passed_by_goes_with_it(loop: str) -> None:
+    """A configuration that is refused is a hundred thousand objects, of which a collection would take its time."""
+
+    class Seen:
+        pass
+
+    seen: list[weakref.ref[Seen]] = []
+
+    def failing() -> None:
+        passed_by = Seen()
+        seen.append(weakref.ref(passed_by))
+        raise KeyError
+
+    async def scenario() -> None:
+        gc.disable()
+        try:
+            for call in (in_thread(failing), Threads(1, "some").run(failing)):
+                with contextlib.suppress(KeyError):
+                    await call
+            await until(lambda: [one() for one in seen] == [None, None], "it is gone")
+        finally:
+            gc.enable()
 
     run(scenario, loop)
 
