@@ -169,9 +169,10 @@ def test_systemds_own_activation(short: Path, tmp_path: Path) -> None:
     path = short / "s"
     command = ["systemd-socket-activate", "-E", f"PYTHONPATH={REPOSITORY}", "--fdname=web", "-l", str(path)]
     command += [sys.executable, "-m", "exporter_proxy", "--config.file=config.yml"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr, subprocess.Popen(command, cwd=tmp_path, stderr=stderr) as process:
         try:
-            wait_until(path.exists, "systemd-socket-activate listened")
+            wait_until(lambda: "Listening on" in log.read_text(), "systemd-socket-activate listened")
             ask(str(path))
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
