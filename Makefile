@@ -8,7 +8,7 @@ setup: ## what is missing of packages (apt) and Python environment (.venv)
 	@.ci/setup
 
 test: setup ## all tests; some of them: make test ARGS="-k reload"
-	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 MINUTES = 15
 fuzz: setup ## tests/properties with new examples for MINUTES=15; some of them: ARGS="-k config"
