@@ -37,7 +37,7 @@ class HonestScraper:
         """All scrapes so far were answered 200, and in that time; there was at least one."""
         assert self.failures == []
         assert self.count > 0
-        assert self.slowest_seconds < within_seconds
+        assert self.slowest_seconds < within_seconds, f"one took {self.slowest_seconds:.2f} s"
 
     def _scrape_until_stopped(self) -> None:
         while not self._stop.wait(PAUSE_SECONDS):

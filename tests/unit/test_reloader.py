@@ -203,7 +203,7 @@ def test_no_collection_of_garbage_walks_what_a_reload_has_built(loop: str, tmp_p
                 for timeout in ("8s", "9s"):
                     wanted["exporters"] = exporters(timeout)
                     assert await reloader.reload() == ()
-                    assert len([[] for _ in range(1000)]), "what has the next collection begin"
+                    assert [[] for _ in range(1000)], "what has the next collection begin"
             finally:
                 gc.callbacks.remove(note)
 

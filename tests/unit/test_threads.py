@@ -36,7 +36,7 @@ def test_results_and_errors_come_back(loop: str) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_what_an_error_passed_by_goes_with_it(loop: str) -> None:
-    """A configuration that is refused is a hundred thousand objects, of which a collection would take its time."""
+    """A refused configuration is a hundred thousand objects, which a collection would have to walk."""
 
     class Seen:
         pass
