@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from tests.daemon import REPOSITORY, STARTED, Daemon, proxied
 from tests.fakes.exporter import FakeExporter
 
+pytest_plugins = ("tests.second_look",)
+
 # A slow example is the machine's doing, as a rule. CI's own profile has it so, and the rest of that stays.
 settings.register_profile(
     "unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
