@@ -187,9 +187,10 @@ class Place:
         assert unit != "exporter_proxy" or status == 0
 
     def _stop_all(self) -> None:
+        """Not by kill(), which would leave nginx's worker behind."""
         for process in self._running.values():
-            process.kill()
-            process.wait()
+            process.terminate()
+            process.wait(PATIENCE_SECONDS)
 
     def get(self, port: int, target: str, source: str | None = None) -> Reply:
         """From ``source``, an address of this host, if it is given."""
